@@ -1,0 +1,164 @@
+"""A trained encoder on disk, and `load`: plain torch, with no Ray, DeepSpeed, WebDataset or pyarrow.
+
+    BUNDLE/config.json           the parts of the config that the encoder needs, and what it was trained on
+           encoder.safetensors   front-end constants and encoder weights
+
+A run folder and a checkpoint load as well: the encoder is taken out of the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scaleaudio import __version__
+from scaleaudio.encoders import Encoder
+from scaleaudio.errors import InputError
+from scaleaudio.frontend import Frontend
+from scaleaudio.task import TaskConfig
+
+FORMAT_VERSION = 1
+MAX_SECONDS = 600
+_WEIGHTS = "encoder.safetensors"
+_CONFIG = "config.json"
+
+
+class AudioEncoder(nn.Module):
+    """Waveforms to embeddings: the front-end and encoder of a run, in eval mode.
+
+    Attributes:
+        config: the task's config, with the measured front-end constants.
+        step: how many steps it was trained for; 0 is an untrained encoder.
+    """
+
+    def __init__(self, config: TaskConfig, frontend: Frontend, encoder: Encoder, step: int = 0) -> None:
+        """Puts both modules into eval mode."""
+        super().__init__()
+        self.config = config
+        self.step = step
+        self.frontend = frontend
+        self.encoder = encoder
+        self.eval()
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The rate that waveforms must have."""
+        return self.config.frontend.sample_rate_hz
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return self.encoder.embedding_dim
+
+    @property
+    def hop_seconds(self) -> float:
+        """Time from one embedding frame to the next."""
+        return self.config.frontend.hop_seconds * self.encoder.frame_stride
+
+    def frames(self, wave_BT: Tensor) -> Tensor:
+        """Frame embeddings (B, S, D) of mono waveforms in [-1, 1] at `sample_rate_hz`.
+
+        Raises:
+            ValueError: for another shape, no samples, more than ten minutes, or values that are not finite.
+        """
+        self._check(wave_BT)
+        mel_BFS = self.frontend(wave_BT.float())
+        missing = self.encoder.frame_stride - mel_BFS.shape[-1]
+        if missing > 0:  # a clip shorter than one embedding frame: its last spectrogram frame goes on
+            mel_BFS = nn.functional.pad(mel_BFS, (0, missing), mode="replicate")
+        return self.encoder.frames(mel_BFS)
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """Clip embeddings (B, D); shapes and errors as `frames`."""
+        return self.encoder.pool(self.frames(wave_BT))
+
+    def _check(self, wave_BT: Tensor) -> None:
+        if wave_BT.ndim != 2 or 0 in wave_BT.shape:
+            raise ValueError(
+                f"waveforms of shape {list(wave_BT.shape)}: expected (clips, samples), mono, at least one sample; "
+                "give one clip as wave[None]"
+            )
+        if wave_BT.shape[1] > MAX_SECONDS * self.sample_rate_hz:
+            raise ValueError(
+                f"waveforms of {wave_BT.shape[1] / self.sample_rate_hz:.0f} s: expected at most {MAX_SECONDS} s. "
+                "Cut them and average, or keep the pieces."
+            )
+        if not torch.isfinite(wave_BT).all():
+            raise ValueError("waveforms with NaN or Inf: expected finite samples in [-1, 1]")
+
+
+def untrained(config: TaskConfig) -> AudioEncoder:
+    """The encoder of `config` with freshly drawn weights."""
+    return AudioEncoder(config, config.frontend.build(), config.build_encoder())
+
+
+def save(encoder: AudioEncoder, out: str | Path) -> Path:
+    """Writes a bundle folder that needs no cluster and no run folder."""
+    from safetensors.torch import save_file
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in encoder.state_dict().items()}, folder / _WEIGHTS)
+    about = {
+        "format_version": FORMAT_VERSION,
+        "scaleaudio_version": __version__,
+        "step": encoder.step,
+        "task": json.loads(encoder.config.model_dump_json(include=set(TaskConfig.model_fields))),
+    }
+    (folder / _CONFIG).write_text(json.dumps(about, indent=1))
+    return folder
+
+
+def load(path: str | Path) -> AudioEncoder:
+    """The encoder of an exported folder, a run folder or a checkpoint, in eval mode on the CPU.
+
+    Raises:
+        InputError: when `path` is none of these.
+    """
+    if "://" in str(path):
+        return _from_checkpoint(str(path))
+    folder = Path(path)
+    if (folder / _CONFIG).is_file():
+        return _from_bundle(folder)
+    if (folder / "checkpoints").is_dir() or (folder / "meta.json").is_file():
+        return _from_checkpoint(str(folder))
+    raise InputError(
+        f"{path}: expected an exported folder (with {_CONFIG}), a run folder (with checkpoints/) or a checkpoint "
+        f"(with meta.json), got {'a folder with none of them' if folder.is_dir() else 'nothing there'}"
+    )
+
+
+def _from_bundle(folder: Path) -> AudioEncoder:
+    from safetensors.torch import load_file
+
+    about = json.loads((folder / _CONFIG).read_text())
+    if about["format_version"] > FORMAT_VERSION:
+        raise InputError(f"{folder}: format_version {about['format_version']}, this scaleaudio reads {FORMAT_VERSION}")
+    return _filled(about["task"], load_file(folder / _WEIGHTS), about["step"])
+
+
+def _from_checkpoint(path: str) -> AudioEncoder:
+    from scaleaudio import checkpoint
+
+    if not path.rstrip("/").rpartition("/")[2].startswith("step-"):
+        found = checkpoint.newest(path)
+        if found is None:
+            raise InputError(f"{path}: no checkpoint in it yet")
+        meta, tensors, _ = found
+    else:
+        meta = checkpoint.read_meta(path)
+        tensors = checkpoint.read_tensors(path, meta)
+    named = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(("parameter.", "buffer."))}
+    weights = {name: t for name, t in named.items() if name.startswith(("frontend.", "encoder."))}
+    return _filled({k: v for k, v in meta.config.items() if k in TaskConfig.model_fields}, weights, meta.step)
+
+
+def _filled(task: dict[str, Any], weights: Mapping[str, Tensor], step: int) -> AudioEncoder:
+    fresh = untrained(TaskConfig.model_validate(task))
+    fresh.load_state_dict(weights)
+    return AudioEncoder(fresh.config, fresh.frontend, fresh.encoder, step)

@@ -1,0 +1,234 @@
+"""The command line. Each verb imports what it needs when it runs, so that --help is instant.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong input (one line on stderr, no traceback unless --debug).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scaleaudio import __version__
+from scaleaudio.errors import InputError, RunFailed
+
+app = typer.Typer(
+    name="scaleaudio",
+    help="Pre-trains audio encoders without labels, at any scale.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+shards_app = typer.Typer(help="Make, index and check WebDataset shards.", no_args_is_help=True)
+show_app = typer.Typer(help="Draw pictures.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+app.add_typer(show_app, name="show")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="config keys to set")]
+
+
+def main() -> None:
+    """Runs the program and turns errors into exit codes and one line."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _fail(error, 2, debug)
+    except (typer.Exit, typer.Abort, KeyboardInterrupt) as error:
+        sys.exit(getattr(error, "exit_code", 130))
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command line itself
+            _fail(InputError(error.format_message()), 2, debug)
+        named = str(error) if isinstance(error, RunFailed | OSError) else f"{type(error).__name__}: {error}"
+        _fail(RuntimeError(named), 1, debug, cause=error)
+
+
+def _fail(error: Exception, code: int, debug: bool, cause: Exception | None = None) -> None:
+    if debug:
+        traceback.print_exception(cause or error)
+    print(f"scaleaudio: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and the workers' logs")] = False,
+) -> None:
+    """Pre-trains audio encoders without labels, at any scale."""
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Argument(help="folder to write")],
+    clips: Annotated[int, typer.Option(help="how many clips")] = 1000,
+    seed: Annotated[int, typer.Option(help="another seed, another corpus")] = 0,
+) -> None:
+    """Write the built-in labelled corpus: no download, same bytes for the same seed."""
+    from scaleaudio.data.synth import synth as write
+
+    write(out, clips, seed, progress=True)
+    print(f"{clips} clips in {out}")
+
+
+@shards_app.command("build")
+def shards_build(
+    src: Annotated[str, typer.Argument(help="folder of audio (with labels.csv, if any), or a CSV or Parquet list")],
+    out: Annotated[str, typer.Argument(help="folder for tars and index")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="build settings, such as min_seconds=0.5")
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="keep rows by label column, such as split=train")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="delete an earlier build in OUT")] = False,
+) -> None:
+    """Turn audio files into WebDataset tars with a Parquet index; an interrupted build goes on."""
+    from pydantic import ValidationError
+
+    from scaleaudio.config import error_lines, parse_overrides
+    from scaleaudio.data.build import BuildConfig, build
+
+    wanted = parse_overrides(where or [], as_text=True)
+    try:
+        config = BuildConfig.model_validate(parse_overrides(settings or []) | ({"where": wanted} if wanted else {}))
+    except ValidationError as error:
+        raise InputError("shards build: " + "; ".join(error_lines(error, BuildConfig))) from error
+    done = build(src, out, config, progress=sys.stderr.isatty(), fresh=fresh)
+    print(
+        f"{done.accepted} files as {done.samples} clips ({done.seconds / 3600:.2f} h) in {done.shards} shards: {out}; "
+        f"{done.rejected} rejected ({out}/rejects.parquet)" + (f"; {done.left_out} left out" if done.left_out else "")
+    )
+
+
+@shards_app.command("index")
+def shards_index(
+    url: Annotated[str, typer.Argument(help="folder of tars that somebody else made")],
+    out: Annotated[str | None, typer.Option(help="where the index goes, for folders that cannot be written")] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="tar headers alone: quick, but no checksums")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="replace the index that is there")] = False,
+) -> None:
+    """Index existing tars, so that they can be streamed."""
+    from scaleaudio.data.scan import index
+
+    done = index(url, out, headers_only=headers_only, progress=sys.stderr.isatty(), replace=replace)
+    print(f"{done.samples} samples in {done.shards} shards: {out or url}")
+    for name, reason in done.rejects[:20]:
+        print(f"rejected: {name}: {reason}", file=sys.stderr)
+    if len(done.rejects) > 20:
+        print(f"and {len(done.rejects) - 20} more in {out or url}/rejects.parquet", file=sys.stderr)
+
+
+@shards_app.command("verify")
+def shards_verify(url: Annotated[str, typer.Argument(help="folder with an index.parquet")]) -> None:
+    """Check tars against their index; exit 1 names each damaged shard."""
+    from scaleaudio.data.shards import verify
+
+    damages = verify(url, progress=sys.stderr.isatty())
+    for damage in damages:
+        print(f"{damage.shard}{f', {damage.member}' if damage.member else ''}: {damage.reason}", file=sys.stderr)
+    if damages:
+        raise typer.Exit(1)
+    print("all shards are as they were indexed")
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="run name instead of the config's")] = None,
+    out: Annotated[str | None, typer.Option(help="run folder or URL instead of runs/NAME")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="delete the run and start anew")] = False,
+    max_hours: Annotated[float | None, typer.Option(help="stop in good order after this time")] = None,
+) -> None:
+    """Pre-train one encoder, on this machine or on the cluster of RAY_ADDRESS; goes on where it was stopped."""
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.launch.pretrain import pretrain as run
+    from scaleaudio.launch.progress import Progress
+
+    changes = parse_overrides(overrides or []) | ({"name": name} if name else {})
+    loaded = load(config, changes)
+    with Progress(loaded.schedule.steps) as progress:
+        outcome = run(
+            loaded,
+            out or f"runs/{loaded.name}",
+            fresh=fresh,
+            max_hours=max_hours,
+            on_event=progress.on_event,
+            debug="--debug" in sys.orig_argv,
+        )
+    state = "finished" if outcome.finished else "stopped; the same command goes on"
+    print(f"{state} at step {outcome.step}: {outcome.run_url}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="exported folder, run folder or checkpoint")],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="FOLDER, FOLDER:COLUMN,COLUMN or YAML file")],
+    label: Annotated[str | None, typer.Option(help="column to predict, for tasks that name none")] = None,
+    train: Annotated[list[str] | None, typer.Option(help="training rows, such as 'group=v16'")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="test rows")] = None,
+    baselines: Annotated[bool, typer.Option(help="also score mel statistics and the untrained encoder")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for scores.json, scores.md and scores.png")] = None,
+    seed: int = 0,
+) -> None:
+    """Score an encoder on labelled folders: kNN and linear probe, with 95 % intervals."""
+    from rich.console import Console
+
+    from scaleaudio import bundle
+    from scaleaudio.evaluate import MelStatistics, parse_tasks
+    from scaleaudio.evaluate import evaluate as score
+    from scaleaudio.report import scores as report
+
+    asked = parse_tasks(tasks, label=label, train=train or (), test=test or ())
+    encoder = bundle.load(model)
+    models: dict[str, Any] = {Path(model).name: encoder}
+    if baselines:
+        models = {"mel mean + std": MelStatistics(), "untrained": bundle.untrained(encoder.config), **models}
+    results = score(models, asked, seed=seed, progress=True)
+    Console(width=None if sys.stdout.isatty() else 120).print(report.score_table(results))
+    folder = out or Path("evaluation")
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_json(results, folder / "scores.json")
+    report.draw_scores(results, folder / "scores.png")
+    (folder / "scores.md").write_text(report.score_markdown(results))
+    print(f"{folder / 'scores.json'}, {folder / 'scores.md'}, {folder / 'scores.png'}")
+
+
+@show_app.command("negatives")
+def show_negatives(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="encoder to ask for similarities; default: untrained")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="how many clips, a picture each")] = 1,
+    out: Annotated[Path, typer.Option(help="PNG file (numbered from the second clip on)")] = Path("negatives.png"),
+) -> None:
+    """Draw a clip, its views, and each displacement at three strengths."""
+    from scaleaudio import bundle
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.data.normalise import with_constants
+    from scaleaudio.report.gallery import draw_gallery
+
+    loaded = load(config, parse_overrides(overrides or []))
+    stream = loaded.build_stream()
+    loaded = loaded.model_copy(update={"frontend": with_constants(loaded.frontend, stream)})
+    encoder = bundle.load(model) if model else bundle.untrained(loaded)
+    batch = next(stream.batches(0))
+    stream.close()
+    for clip in range(min(clips, len(batch.key_B))):
+        path = out if clip == 0 else out.with_stem(f"{out.stem}-{clip + 1}")
+        draw_gallery(loaded, encoder, batch, path, clip=clip)
+        print(path)

@@ -1,0 +1,227 @@
+"""The whole run in one frozen tree, and the one way to change it.
+
+`load` reads a YAML file, `override` sets keys by their dotted names, `dump` writes what came out. The command line, a
+sweep's trial and a test all go through `override`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.stream import DataConfig, Stream
+from scaleaudio.errors import InputError
+from scaleaudio.task import TaskConfig
+from scaleaudio.train import OptimizerConfig
+from scaleaudio.types import Settings, World
+
+
+class CheckpointConfig(Settings):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 500
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    keep_best: Annotated[int, Field(ge=0)] = 1
+
+
+class ProbeConfig(Settings):
+    """A held-out score while training goes on: kNN on a labelled folder, at every checkpoint."""
+
+    task: str
+    label: str | None = None
+
+
+class LaunchConfig(Settings):
+    """On what the run runs; nothing here changes what is learned, up to rounding."""
+
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    engine: Literal["deepspeed", "plain"] = "deepspeed"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    tf32: bool = True
+    deterministic: bool = False
+    report_every_steps: Annotated[int, Field(ge=1)] = 10
+
+
+class Config(TaskConfig):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    probe: ProbeConfig | None = None
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Config:
+        lane_batch = self.data.global_batch // self.data.lanes
+        if self.views.mixup is not None and lane_batch < 2:
+            raise ValueError(
+                f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_batch} clip a "
+                "lane: mixup needs a partner in the lane. Halve data.lanes, or set views.mixup to null."
+            )
+        if self.negatives.kind == "hardest_of_k":
+            self.negatives.check(self.views, self.frontend.num_mels, self.num_frames)
+        return self
+
+    def build_stream(self, world: World | None = None) -> Stream:
+        """The batches of one worker.
+
+        Raises:
+            InputError: without shards and index at data.url, or with too few clips for one batch.
+        """
+        return Stream(
+            self.data,
+            ShardIndex.load(self.data.url),
+            seed=self.seed,
+            sample_rate_hz=self.frontend.sample_rate_hz,
+            crop_frames=self.clip_samples,
+            world=world,
+        )
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The config of a YAML file with `overrides` set.
+
+    Raises:
+        InputError: naming the file and the key, what was expected, and the nearest known key.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a config ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of keys such as `name:` and `data:`, got {type(tree).__name__}")
+    return validate(override(tree, overrides or {}), str(path))
+
+
+def validate(tree: Mapping[str, Any], source: str) -> Config:
+    """The config that `tree` spells out; `source` names it in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{source}: " + "; ".join(error_lines(error, Config))) from error
+
+
+def override(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with dotted keys set: {"negatives.frequency_strength": 0.3}."""
+    result = dict(tree)
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if rest:
+            inner = result.get(head)
+            result[head] = override(inner if isinstance(inner, Mapping) else {}, {rest: value})
+        else:
+            result[head] = value
+    return result
+
+
+def parse_overrides(words: list[str], *, as_text: bool = False) -> dict[str, Any]:
+    """`key=value` words of a command line, each value read as YAML, or taken as it is with `as_text`.
+
+    Raises:
+        InputError: naming the word.
+    """
+    changes = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InputError(f"{word!r}: expected key=value, such as negatives.frequency_strength=0.3")
+        if as_text:
+            changes[key] = value
+            continue
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"{word!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+        if isinstance(changes[key], str):
+            changes[key] = _number(changes[key])
+    return changes
+
+
+def dump(config: BaseModel) -> str:
+    """The config as YAML, every default spelt out; `load` gives the same config back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """A line "key: one's value, other's value" for each dotted key in which two trees differ."""
+    flat_one, flat_other = dict(_flatten(one)), dict(_flatten(other))
+    keys = sorted(flat_one.keys() | flat_other.keys())
+    return [f"{k}: {flat_one.get(k)!r}, {flat_other.get(k)!r}" for k in keys if flat_one.get(k) != flat_other.get(k)]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
+
+
+def error_lines(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """What is wrong, a line a key; an unknown key with the nearest one that `model` knows."""
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            yield f"unknown key {key!r}{_nearest(item['loc'], model)}"
+        elif item["type"] == "value_error":
+            message = str(item["ctx"]["error"])
+            yield message if not key or key in message else f"{key}: {message}"
+        elif item["type"] == "missing":
+            yield f"{key}: this key is required"
+        else:
+            yield f"{key} {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _nearest(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The known key that an unknown one was probably meant to be, wherever in the tree it is."""
+    known = list(known_keys(model))
+    name = str(location[-1])
+    asked = ".".join(str(part) for part in location)
+    by_key = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
+    by_name = [
+        k
+        for k in known
+        if k.rpartition(".")[2] in difflib.get_close_matches(name, {k.rpartition(".")[2] for k in known}, n=1)
+    ]
+    found = by_key or by_name
+    return f" (nearest known key: {found[0]!r})" if found else ""
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a config may have."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for inner in _models(info.annotation):
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        for part in typing.get_args(annotation):
+            yield from _models(part)

@@ -1,0 +1,225 @@
+"""Bytes at an address: the one place that knows local disks from object stores (pyarrow.fs).
+
+A url is a local path or anything that `pyarrow.fs.FileSystem.from_uri` takes. Writes are atomic: a reader sees the
+whole new file or what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from scaleaudio.errors import InputError
+
+SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class FileEntry(NamedTuple):
+    """One file of a listing: its url, its size in bytes and when it last changed (nanoseconds, 0 where unknown)."""
+
+    url: str
+    size: int
+    mtime_ns: int
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` names a file on this machine."""
+    match = _SCHEME.match(url)
+    return match is None or match[1].lower() == "file"
+
+
+def absolute(url: str) -> str:
+    """`url` as it is understood from any working directory."""
+    return url if _SCHEME.match(url) else str(Path(url).expanduser().absolute())
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """The (pyarrow FileSystem, path inside it) that `url` names; nothing is read yet.
+
+    `AWS_ENDPOINT_URL` in the environment names the server of `s3://` urls that give no `endpoint_override` themselves.
+
+    Raises:
+        InputError: for `pipe:` (it would run a shell), for an unknown scheme and for an address that cannot be parsed.
+    """
+    if url.lower().startswith("pipe:"):
+        raise InputError(f'"{url}": pipe: addresses run a shell and are refused. Give a path or one of {_schemes()}')
+    match = _SCHEME.match(url)
+    if match is None:
+        return _local_filesystem(), str(Path(url).expanduser().absolute())
+    if match[1].lower() not in SCHEMES:
+        raise InputError(f'"{url}": unknown scheme {match[1]}://. Give a local path or one of {_schemes()}')
+    root, path = _split_root(_with_endpoint(url))
+    if match[1].lower() == "file":
+        return _local_filesystem(), path
+    filesystem, prefix = _remote_filesystem(root)
+    return filesystem, prefix + path
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with `parts` below it; a query (`?region=...`) stays at the end."""
+    address, mark, query = (url, "", "") if is_local(url) else url.partition("?")
+    return "/".join([address.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + query
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file or a folder at `url`."""
+    return bool(_type_of(url) != fs.FileType.NotFound)
+
+
+def is_folder(url: str) -> bool:
+    """Whether `url` is a folder (in an object store: whether any object lies below it)."""
+    return bool(_type_of(url) == fs.FileType.Directory)
+
+
+def list_entries(url: str, suffix: str = "") -> list[FileEntry]:
+    """Every file below the folder `url` whose name ends in `suffix`, sorted by url; empty where there is no folder."""
+    filesystem, path = open_url(url)
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    root = path.rstrip("/") + "/"
+    files = (info for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
+    return sorted(FileEntry(join(url, info.path.removeprefix(root)), info.size, info.mtime_ns or 0) for info in files)
+
+
+def list_files(url: str, suffix: str = "") -> list[str]:
+    """The sorted urls of every file below the folder `url` whose name ends in `suffix`."""
+    return [entry.url for entry in list_entries(url, suffix)]
+
+
+def stat(urls: list[str]) -> list[FileEntry | None]:
+    """For each url its entry, or None where there is no such file."""
+    places = [open_url(url) for url in urls]
+    known: dict[tuple[int, str], Any] = {}
+    for filesystem in {id(place[0]): place[0] for place in places}.values():
+        paths = [path for other, path in places if other is filesystem]
+        known |= {
+            (id(filesystem), path): info for path, info in zip(paths, filesystem.get_file_info(paths), strict=True)
+        }
+    infos = [known[id(filesystem), path] for filesystem, path in places]
+    return [
+        FileEntry(url, info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
+        for url, info in zip(urls, infos, strict=True)
+    ]
+
+
+def open_input(url: str) -> Any:
+    """A seekable binary file for reading (pyarrow.NativeFile); in an object store each read is a ranged request.
+
+    Raises:
+        OSError: naming the url, when it cannot be opened.
+    """
+    filesystem, path = open_url(url)
+    try:
+        return filesystem.open_input_file(path)
+    except (OSError, pa.ArrowException) as error:
+        raise type(error)(f"{url}: {error}") from error
+
+
+def read_bytes(url: str) -> bytes:
+    """All bytes of the file at `url`."""
+    with open_input(url) as file:
+        return bytes(file.read())
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes from `offset` on.
+
+    Raises:
+        OSError: naming the url, when the file ends before.
+    """
+    with open_input(url) as file:
+        data = bytes(file.read_at(size, offset))
+    if len(data) != size:
+        raise OSError(f"{url}: expected {size} bytes at {offset}, got {len(data)}: the file is shorter than its index")
+    return data
+
+
+@contextmanager
+def open_atomic(url: str) -> Iterator[IO[bytes]]:
+    """A binary file for writing that appears at `url` only once it is complete; an exception leaves nothing behind."""
+    filesystem, path = open_url(url)
+    if not is_local(url):
+        with tempfile.TemporaryFile() as file:  # an object store's stream publishes even what is half written
+            yield file
+            file.seek(0)
+            with filesystem.open_output_stream(path) as stream:
+                shutil.copyfileobj(file, stream, length=1 << 20)
+        return
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{Path(path).name}.{secrets.token_hex(4)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(url: str, data: bytes) -> None:
+    """Puts `data` at `url` in one go, making the folders above it."""
+    with open_atomic(url) as file:
+        file.write(data)
+
+
+def delete_tree(url: str) -> None:
+    """Removes the file or the folder at `url` with all below it; no error where there is nothing."""
+    filesystem, path = open_url(url)
+    kind = filesystem.get_file_info(path).type
+    if kind == fs.FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind == fs.FileType.File:
+        filesystem.delete_file(path)
+
+
+def _type_of(url: str) -> Any:
+    filesystem, path = open_url(url)
+    return filesystem.get_file_info(path).type
+
+
+def _schemes() -> str:
+    return ", ".join(f"{scheme}://" for scheme in SCHEMES)
+
+
+def _with_endpoint(url: str) -> str:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint or not url.lower().startswith("s3://") or "endpoint_override=" in url:
+        return url
+    server = urlsplit(endpoint)
+    mark = "&" if "?" in url else "?"
+    return f"{url}{mark}scheme={server.scheme or 'https'}&endpoint_override={quote(server.netloc, safe='')}"
+
+
+def _split_root(url: str) -> tuple[str, str]:
+    """scheme://host?query, which makes the file system, and the path below it."""
+    address, mark, query = url.partition("?")
+    scheme, rest = address.split("://", 1)
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host}{mark}{query}", slash + path
+
+
+@lru_cache(maxsize=16)
+def _remote_filesystem(root: str) -> tuple[Any, str]:
+    try:
+        filesystem, prefix = fs.FileSystem.from_uri(root)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise InputError(f'"{root}": {error}') from error
+    return filesystem, prefix.rstrip("/")
+
+
+@lru_cache(maxsize=1)
+def _local_filesystem() -> Any:
+    return fs.LocalFileSystem()

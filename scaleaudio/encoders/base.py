@@ -1,0 +1,70 @@
+"""What every encoder is, and the two layers that they share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["batch", "group"]
+Position = Literal["none", "frequency", "time", "both"]
+
+
+class Encoder(nn.Module):
+    """Spectrograms (B, F, S) to frame embeddings (B, S', D) and, pooled over time, clip embeddings (B, D).
+
+    Attributes:
+        embedding_dim: D.
+        frame_stride: spectrogram frames to one embedding frame.
+    """
+
+    embedding_dim: int
+    frame_stride: int
+
+    def frames(self, mel_BFS: Tensor) -> Tensor:
+        """Frame embeddings (B, S', D)."""
+        raise NotImplementedError
+
+    def pool(self, frames_BSD: Tensor) -> Tensor:
+        """Clip embeddings (B, D): the mean over time."""
+        return frames_BSD.mean(dim=1)
+
+    def forward(self, mel_BFS: Tensor) -> Tensor:
+        """Clip embeddings (B, D)."""
+        return self.pool(self.frames(mel_BFS))
+
+
+def norm_2d(norm: Norm, channels: int) -> nn.Module:
+    """BatchNorm, or GroupNorm of up to eight groups, which does not depend on the batch."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(max(g for g in range(1, 9) if channels % g == 0), channels)
+
+
+class AddPosition(nn.Module):
+    """A learned vector for each frequency and each time added to the feature map.
+
+    Lets a convolutional encoder see where a pattern is; with zero padding and pooling alone it sees little of it
+    (arXiv 2101.12322). The time vectors are stretched to the length that comes.
+    """
+
+    def __init__(self, position: Position, channels: int, rows: int, frames: int) -> None:
+        """Vectors for `rows` frequencies and `frames` times, starting small."""
+        super().__init__()
+        self.frequency = _vectors(channels, rows) if position in ("frequency", "both") else None
+        self.time = _vectors(channels, frames) if position in ("time", "both") else None
+
+    def forward(self, map_BCFS: Tensor) -> Tensor:
+        """The feature map with the position vectors added."""
+        if self.frequency is not None:
+            map_BCFS = map_BCFS + self.frequency[None, :, :, None]
+        if self.time is not None:
+            time_1CS = F.interpolate(self.time[None], size=map_BCFS.shape[-1], mode="linear", align_corners=True)
+            map_BCFS = map_BCFS + time_1CS[:, :, None, :]
+        return map_BCFS
+
+
+def _vectors(channels: int, places: int) -> nn.Parameter:
+    return nn.Parameter(0.02 * torch.randn(channels, places))

@@ -1,0 +1,54 @@
+"""Which encoders there are: the shipped ones by `kind`, and anyone's own by "package:Class"."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from scaleaudio.encoders.audio_ntt import AudioNTTConfig
+from scaleaudio.encoders.base import Encoder
+from scaleaudio.encoders.resnet import ResNetConfig
+from scaleaudio.types import Settings
+
+
+class OwnEncoderConfig(Settings):
+    """A user's encoder: the class that `kind` names, called with num_mels, num_frames and `options`.
+
+    It subclasses `scaleaudio.encoders.Encoder`. Only run configs that you trust: this imports what they name.
+    """
+
+    kind: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self, num_mels: int, num_frames: int) -> Encoder:
+        """The encoder.
+
+        Raises:
+            ValueError: when the class cannot be imported or is no Encoder.
+        """
+        module, _, name = self.kind.partition(":")
+        try:
+            made = getattr(importlib.import_module(module), name)(
+                num_mels=num_mels, num_frames=num_frames, **self.options
+            )
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"encoder.kind {self.kind!r}: cannot be imported ({error})") from error
+        if not isinstance(made, Encoder):
+            raise ValueError(f"encoder.kind {self.kind!r}: expected a subclass of scaleaudio.encoders.Encoder")
+        return made
+
+
+def _tag(value: Any) -> str | None:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "own" if isinstance(kind, str) and ":" in kind else kind
+
+
+EncoderConfig = Annotated[
+    Annotated[AudioNTTConfig, Tag("audio_ntt")]
+    | Annotated[AudioNTTConfig, Tag("audio_ntt_v2")]
+    | Annotated[ResNetConfig, Tag("resnet")]
+    | Annotated[OwnEncoderConfig, Tag("own")],
+    Discriminator(_tag),
+]

@@ -1,0 +1,13 @@
+"""The two ways in which what a user gives can be wrong."""
+
+
+class InputError(ValueError):
+    """A config, argument or file that cannot be used as asked: the program ends with exit code 2 and this one line."""
+
+
+class DecodeError(ValueError):
+    """One audio file or tar member that cannot be used; the message is the reason."""
+
+
+class RunFailed(RuntimeError):
+    """A run that stopped for good while it was running; the message says where and why."""

@@ -1,0 +1,97 @@
+"""Waveform to normalised log-mel spectrogram, on the device.
+
+The defaults are BYOL-A's front-end (arXiv 2103.06695, section IV-A): 16 kHz, a 64 ms window, a 10 ms hop and 64 mel
+bins from 60 to 7800 Hz, as log power, normalised by the corpus' mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torchaudio.transforms import MelSpectrogram
+
+from scaleaudio.types import Settings
+
+_EPS = torch.finfo(torch.float32).eps
+
+
+class FrontendConfig(Settings):
+    """How a waveform becomes a spectrogram."""
+
+    sample_rate_hz: Annotated[int, Field(ge=4000, le=192_000)] = 16_000
+    n_fft: Annotated[int, Field(ge=32)] = 1024
+    win_samples: Annotated[int, Field(ge=16)] = 1024
+    hop_samples: Annotated[int, Field(ge=1)] = 160
+    num_mels: Annotated[int, Field(ge=8, le=512)] = 64
+    min_hz: Annotated[float, Field(ge=0)] = 60.0
+    max_hz: Annotated[float, Field(gt=0)] = 7800.0
+    mean: float | None = None
+    std: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FrontendConfig:
+        if self.max_hz > self.sample_rate_hz / 2 or self.min_hz >= self.max_hz:
+            raise ValueError(
+                f"min_hz {self.min_hz:g} and max_hz {self.max_hz:g}: expected 0 <= min_hz < max_hz <= "
+                f"{self.sample_rate_hz / 2:g}, half of sample_rate_hz"
+            )
+        if self.win_samples > self.n_fft:
+            raise ValueError(f"win_samples {self.win_samples}: expected at most n_fft ({self.n_fft})")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std: give both, or neither to have them measured from the shards")
+        return self
+
+    @property
+    def hop_seconds(self) -> float:
+        """Time from one spectrogram frame to the next."""
+        return self.hop_samples / self.sample_rate_hz
+
+    def num_frames(self, num_samples: int) -> int:
+        """Spectrogram frames S of a waveform of T = `num_samples`."""
+        return 1 + num_samples // self.hop_samples
+
+    def build(self) -> Frontend:
+        """The front-end module; without measured constants it does not normalise."""
+        return Frontend(self)
+
+
+class Frontend(nn.Module):
+    """Log-mel spectrogram, (x - mean) / std; holds no trained parameter."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: FrontendConfig) -> None:
+        """Builds the filter bank of `config`."""
+        super().__init__()
+        self.mel = MelSpectrogram(
+            sample_rate=config.sample_rate_hz,
+            n_fft=config.n_fft,
+            win_length=config.win_samples,
+            hop_length=config.hop_samples,
+            n_mels=config.num_mels,
+            f_min=config.min_hz,
+            f_max=config.max_hz,
+            power=2.0,
+        )
+        for name, buffer in self.mel.named_buffers():  # follow from the config: not part of a checkpoint
+            owner, _, leaf = name.rpartition(".")
+            self.mel.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean or 0.0))
+        self.register_buffer("std", torch.tensor(config.std or 1.0))
+        self._pad_samples = config.n_fft // 2
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """Normalised log-mel spectrogram (B, F, S) of waveforms in [-1, 1]; S = 1 + T // hop.
+
+        A waveform shorter than half a window is padded with zeros to what the transform's reflection needs.
+        """
+        missing = self._pad_samples + 1 - wave_BT.shape[-1]
+        if missing > 0:
+            wave_BT = nn.functional.pad(wave_BT, (0, missing))
+        log_mel_BFS = (self.mel(wave_BT) + _EPS).log()
+        normalised_BFS: Tensor = (log_mel_BFS - self.mean) / self.std
+        return normalised_BFS

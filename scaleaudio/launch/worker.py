@@ -1,0 +1,185 @@
+"""What each Ray Train worker runs: build, resume, step, report, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from scaleaudio import checkpoint
+from scaleaudio.config import Config
+from scaleaudio.data.stream import Stream, check_fingerprint
+from scaleaudio.report.runlog import RunLog
+from scaleaudio.train import Engine, PlainEngine, StepReport, average, check_finite, fit
+from scaleaudio.types import Reject, World
+
+_COLLAPSED_STD, _COLLAPSED_RANK = 0.05, 2.0
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """One worker's part of a run, from its newest checkpoint to its last step or until it is asked to stop.
+
+    Args:
+        settings: "config" (the resolved config as a tree), "run_url", "monitor" (its handle), and in seconds since
+            the epoch "began" (the driver's start) and "stop_at" (or None).
+    """
+    config = Config.model_validate(settings["config"])
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    _set_up_torch(config, device)
+    stream = config.build_stream(world)
+    engine = _engine(config, world, device)
+    run = _Run(config, settings, engine, stream)
+    try:
+        start_step = run.resume()
+        run.post(kind="started", step=start_step, workers=world.size, seconds=time.time() - settings["began"])
+        failure = run.train(start_step)
+        run.post(kind="ended", step=run.step, failure=failure)
+    finally:
+        stream.close()
+        run.close()
+
+
+def _set_up_torch(config: Config, device: torch.device) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.launch.tf32
+    if config.launch.deterministic:
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
+
+
+def _engine(config: Config, world: World, device: torch.device) -> Engine:
+    task = config.build(world)
+    if config.launch.engine == "plain":
+        return PlainEngine(task, config.optimizer, device)
+    from scaleaudio.launch.engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(task, config.optimizer, zero_stage=config.launch.zero_stage, device=device)
+
+
+@dataclass
+class _Interval:
+    """What adds up between two reports."""
+
+    began: float = field(default_factory=time.perf_counter)
+    num_steps: int = 0
+    wait_seconds: float = 0.0
+
+    def add(self, report: StepReport) -> None:
+        self.num_steps += 1
+        self.wait_seconds += report.data_wait_seconds
+
+    def metrics(self, global_batch: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self.began
+        return {
+            "clips_per_second": self.num_steps * global_batch / seconds,
+            "step_seconds": seconds / self.num_steps,
+            "data_wait_seconds": self.wait_seconds / self.num_steps,
+        }
+
+
+class _Run:
+    def __init__(self, config: Config, settings: dict[str, Any], engine: Engine, stream: Stream) -> None:
+        self.step = 0
+        self._config = config
+        self._url: str = settings["run_url"]
+        self._tree: dict[str, Any] = settings["config"]
+        self._monitor = settings["monitor"]
+        self._stop_at: float | None = settings["stop_at"]
+        self._engine = engine
+        self._stream = stream
+        self._log: RunLog | None = None
+        self._rejects: list[tuple[int, Reject]] = []
+
+    def resume(self) -> int:
+        found = checkpoint.newest(self._url)
+        if found is not None:
+            meta, tensors, _ = found
+            check_fingerprint(meta.fingerprint, self._stream.fingerprint())
+            self._engine.load(tensors, meta.step)
+            self.step = meta.step
+        if self._engine.world.rank == 0:
+            self._log = RunLog(self._url, self.step)
+        for line in found[2] if found is not None else []:
+            self.post(kind="warning", text=line)
+        return self.step
+
+    def train(self, start_step: int) -> str | None:
+        """Trains to the end; gives the reason where the run had to stop for good."""
+        config, interval = self._config, _Interval()
+        for report in fit(self._engine, self._stream.batches(start_step)):
+            self.step = report.step + 1
+            self._rejects += [(report.step, reject) for reject in report.rejects]
+            interval.add(report)
+            last = self.step == config.schedule.steps
+            if last or self.step % config.launch.report_every_steps == 0:
+                metrics, stop = self._shared(report.metrics() | interval.metrics(config.data.global_batch))
+                failure = check_finite(report, metrics)
+                if failure:
+                    return failure
+                self._publish(report.step, metrics)
+                interval = _Interval()
+                if stop and not last:
+                    self._save()
+                    return None
+            if last or self.step % config.checkpoint.every_steps == 0:
+                self._save()
+        return None
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def post(self, **event: Any) -> None:
+        """Tells the driver, and for good the run folder."""
+        if self._log is not None:
+            self._log.event(event)
+            ray.get(self._monitor.post.remote(event))
+
+    def _shared(self, metrics: dict[str, float]) -> tuple[dict[str, float], bool]:
+        """The metrics' mean over the workers, and whether any of them wants to stop."""
+        values = torch.tensor([*metrics.values(), float(self._wants_to_stop())], device=self._engine.device)
+        average([values], self._engine.world)
+        *means, stop = values.tolist()
+        return dict(zip(metrics, means, strict=True)), stop > 0
+
+    def _wants_to_stop(self) -> bool:
+        if self._engine.world.rank != 0:
+            return False
+        if self._stop_at is not None and time.time() > self._stop_at:
+            return True
+        return bool(ray.get(self._monitor.stop_requested.remote()))
+
+    def _publish(self, step: int, metrics: dict[str, float]) -> None:
+        if self._log is None:
+            return
+        self._log.write(step, metrics)
+        self._monitor.post.remote({"kind": "metrics", "step": step + 1, **metrics})
+        if metrics["embedding/std"] < _COLLAPSED_STD or metrics["embedding/rank"] < _COLLAPSED_RANK:
+            self.post(
+                kind="warning",
+                text=f"step {step}: the embeddings have collapsed (std {metrics['embedding/std']:.3f}, effective rank "
+                f"{metrics['embedding/rank']:.1f}). Lower schedule.learning_rate or strengthen the views.",
+            )
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        gathered: list[Any] = [self._rejects]
+        if self._engine.world.size > 1:
+            gathered = [None] * self._engine.world.size
+            dist.all_gather_object(gathered, self._rejects)
+        self._rejects = []
+        meta = checkpoint.Meta(self.step, self._tree, self._stream.fingerprint())
+        url = checkpoint.save(self._url, self._engine, meta)
+        if self._log is not None:
+            self._log.add_rejects(sorted((r for part in gathered for r in part), key=lambda pair: pair[0]))
+            self._log.flush()
+            checkpoint.prune(self._url, self._config.checkpoint.keep_last, self._config.checkpoint.keep_best)
+        self.post(kind="checkpoint", step=self.step, url=url, seconds=time.perf_counter() - began)

@@ -1,0 +1,104 @@
+"""What a run leaves behind to be read: metrics.jsonl, events.jsonl, TensorBoard's files and rejects.parquet.
+
+Files are written on this machine; where the run folder is in an object store they are copied there at each `flush`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
+
+from scaleaudio.data import storage
+from scaleaudio.types import Reject
+
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+REJECTS = "rejects.parquet"
+_SCHEMA = pa.schema([("step", pa.int64()), ("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
+
+
+class RunLog:
+    """The log of one run; a resumed run goes on where its checkpoint was and drops what came after it."""
+
+    def __init__(self, run_url: str, start_step: int) -> None:
+        """Takes over what the run has logged of the steps before `start_step`."""
+        self._url = run_url
+        self._scratch = None if storage.is_local(run_url) else tempfile.TemporaryDirectory()
+        self._folder = Path(storage.open_url(run_url)[1] if self._scratch is None else self._scratch.name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_metrics(run_url) if record["step"] < start_step]
+        (self._folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in kept))
+        (self._folder / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in read_events(run_url)))
+        self._rejects = [row for row in read_rejects(run_url) if row["step"] < start_step]
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds the scalars of one step."""
+        with (self._folder / METRICS).open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Adds what happened (started, checkpoint, warning, ended) with the time."""
+        with (self._folder / EVENTS).open("a") as file:
+            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+    def add_rejects(self, rejects: list[tuple[int, Reject]]) -> None:
+        """Adds clips that had to be replaced, with their steps."""
+        self._rejects += [{"step": step, "shard": r.shard, "key": r.key, "reason": r.reason} for step, r in rejects]
+
+    def flush(self) -> None:
+        """Makes everything so far visible in the run folder."""
+        self._board.flush()
+        pq.write_table(pa.Table.from_pylist(self._rejects, schema=_SCHEMA), self._folder / REJECTS)
+        if self._scratch is not None:
+            for path in self._folder.rglob("*"):
+                if path.is_file():
+                    url = storage.join(self._url, path.relative_to(self._folder).as_posix())
+                    storage.write_atomic(url, path.read_bytes())
+
+    def close(self) -> None:
+        """Flushes and lets go of the files."""
+        self.flush()
+        self._board.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def read_metrics(run_url: str) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, oldest first; a line cut off by a crash is left out."""
+    return _read_lines(storage.join(run_url, METRICS))
+
+
+def read_events(run_url: str) -> list[dict[str, Any]]:
+    """The records of a run's events.jsonl, oldest first, over all its attempts."""
+    return _read_lines(storage.join(run_url, EVENTS))
+
+
+def _read_lines(url: str) -> list[dict[str, Any]]:
+    if not storage.exists(url):
+        return []
+    records = []
+    for line in storage.read_bytes(url).decode().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def read_rejects(run_url: str) -> list[dict[str, Any]]:
+    """The rows of a run's rejects.parquet."""
+    url = storage.join(run_url, REJECTS)
+    if not storage.exists(url):
+        return []
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read_bytes(url))).to_pylist()
+    return rows

@@ -1,0 +1,72 @@
+"""The index on disk: what it says, and what it says when it is not there."""
+
+import pytest
+
+from scaleaudio.data import storage
+from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex, write_table
+from scaleaudio.errors import InputError
+
+
+def sample(key):
+    return {"key": key, "member": f"{key}.flac", "offset": 512, "size": 9, "frames": 8, "sample_rate_hz": 16_000}
+
+
+def shard(name, num_samples, checksum="aa"):
+    return {
+        "shard": f"{name}.tar",
+        "num_samples": num_samples,
+        "num_bytes": 10_240,
+        "seconds": 1.5,
+        "checksum": checksum,
+        "samples": f"samples/{name}.parquet",
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, keys in (("a", ["x", "y"]), ("b", ["z"])):
+        write_table(f"{tmp_path}/samples/{name}.parquet", [sample(key) for key in keys], SAMPLE_SCHEMA)
+    write_table(f"{tmp_path}/{INDEX_NAME}", [shard("a", 2), shard("b", 1)], SHARD_SCHEMA)
+    return str(tmp_path)
+
+
+def test_the_index_reads_back_what_was_written(folder):
+    index = ShardIndex.load(folder)
+    assert index.num_samples == 3 and index.num_samples_per_shard.tolist() == [2, 1] and index.seconds == 3.0
+    assert index.shard_url(1) == f"{folder}/b.tar"
+    assert index.samples(0)["key"].to_pylist() == ["x", "y"]
+    assert ShardIndex.load(f"{folder}/{INDEX_NAME}").url == folder
+
+
+def test_the_fingerprint_changes_with_any_checksum_and_with_nothing_else(folder):
+    before = ShardIndex.load(folder).fingerprint
+    assert ShardIndex.load(folder + "/").fingerprint == before
+    write_table(f"{folder}/{INDEX_NAME}", [shard("a", 2), shard("b", 1, "bb")], SHARD_SCHEMA)
+    assert ShardIndex.load(folder).fingerprint != before
+
+
+def test_a_folder_without_index_names_the_command_that_makes_it(tmp_path):
+    storage.write_atomic(f"{tmp_path}/clips/a.wav", b"x")
+    storage.write_atomic(f"{tmp_path}/tars/a.tar", b"x")
+    with pytest.raises(InputError, match=r'data\.url ".*clips": no index\.parquet here.*shards build'):
+        ShardIndex.load(f"{tmp_path}/clips")
+    with pytest.raises(InputError, match="shards index"):
+        ShardIndex.load(f"{tmp_path}/tars")
+    with pytest.raises(InputError, match="no such folder"):
+        ShardIndex.load(f"{tmp_path}/none")
+
+
+@pytest.mark.parametrize("data", [b"", b"not parquet", b"PAR1xxxxPAR1"])
+def test_a_broken_index_is_one_clear_error(tmp_path, data):
+    storage.write_atomic(f"{tmp_path}/{INDEX_NAME}", data)
+    with pytest.raises(InputError, match=r"index\.parquet: not a table of the expected form"):
+        ShardIndex.load(str(tmp_path))
+
+
+def test_a_sample_table_that_disagrees_with_the_index_is_refused(folder):
+    write_table(f"{folder}/samples/a.parquet", [sample("x")], SAMPLE_SCHEMA)
+    with pytest.raises(InputError, match="says 2 samples, the table has 1"):
+        ShardIndex.load(folder).samples(0)
+    storage.delete_tree(f"{folder}/samples/b.parquet")
+    with pytest.raises(InputError, match="missing"):
+        ShardIndex.load(folder).samples(1)

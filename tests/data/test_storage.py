@@ -1,0 +1,90 @@
+"""Bytes at an address: atomic, ranged, refused where a shell would run."""
+
+import os
+
+import pytest
+
+from scaleaudio.data import storage
+from scaleaudio.errors import InputError
+
+
+def test_a_written_file_reads_back_whole_and_in_ranges(tmp_path):
+    url = f"{tmp_path}/deep/er/file.bin"
+    storage.write_atomic(url, bytes(range(100)))
+    assert storage.read_bytes(url) == bytes(range(100))
+    assert storage.read_range(url, 90, 10) == bytes(range(90, 100))
+    assert storage.read_bytes(f"file://{url}") == bytes(range(100))
+
+
+def test_a_range_beyond_the_end_is_an_error_that_names_the_file(tmp_path):
+    storage.write_atomic(f"{tmp_path}/a.tar", b"abc")
+    with pytest.raises(OSError, match=r"a\.tar: expected 10 bytes at 1, got 2"):
+        storage.read_range(f"{tmp_path}/a.tar", 1, 10)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.tar"):
+        storage.read_bytes(f"{tmp_path}/nothing.tar")
+
+
+def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path):
+    url = f"{tmp_path}/index.parquet"
+    storage.write_atomic(url, b"old")
+
+    def interrupted():
+        with storage.open_atomic(url) as file:
+            file.write(b"half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert storage.read_bytes(url) == b"old"
+    assert os.listdir(tmp_path) == ["index.parquet"]
+
+
+@pytest.mark.parametrize("url", ["pipe:touch /tmp/owned", "PIPE:ls", "http://host/a.tar", "ftp://host/x"])
+def test_shell_and_unknown_schemes_are_refused_and_the_known_ones_listed(url):
+    with pytest.raises(InputError, match="s3://"):
+        storage.open_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts", "expected"),
+    [
+        ("a/b/", ("c", "d.tar"), "a/b/c/d.tar"),
+        ("/", ("x",), "/x"),
+        ("s3://bucket/a?region=r", ("b",), "s3://bucket/a/b?region=r"),
+        ("what?/a", ("b",), "what?/a/b"),
+    ],
+)
+def test_join_keeps_a_query_last(url, parts, expected):
+    assert storage.join(url, *parts) == expected
+
+
+def test_an_object_store_url_names_bucket_and_key_and_honours_the_endpoint(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    filesystem, path = storage.open_url("s3://bucket/some/key.tar?region=eu-west-1")
+    assert path == "bucket/some/key.tar"
+    assert filesystem.type_name == "s3" and filesystem.region == "eu-west-1"
+    assert storage._with_endpoint("s3://b/k") == "s3://b/k?scheme=http&endpoint_override=127.0.0.1%3A9"
+
+
+def test_listing_is_sorted_recursive_and_empty_for_a_missing_folder(tmp_path):
+    for name in ("b.tar", "a/c.tar", "a/x.txt"):
+        storage.write_atomic(f"{tmp_path}/{name}", b"x")
+    assert storage.list_files(str(tmp_path), ".tar") == [f"{tmp_path}/a/c.tar", f"{tmp_path}/b.tar"]
+    assert storage.list_files(f"{tmp_path}/none") == []
+
+
+def test_stat_answers_none_for_what_is_not_a_file(tmp_path):
+    storage.write_atomic(f"{tmp_path}/a", b"1234")
+    found, missing, folder = storage.stat([f"{tmp_path}/a", f"{tmp_path}/b", str(tmp_path)])
+    assert found is not None and found.size == 4
+    assert missing is None and folder is None
+
+
+def test_delete_tree_removes_files_and_folders_and_minds_no_absence(tmp_path):
+    storage.write_atomic(f"{tmp_path}/a/b", b"x")
+    storage.delete_tree(f"{tmp_path}/a")
+    storage.delete_tree(f"{tmp_path}/a")
+    assert not storage.exists(f"{tmp_path}/a")
