@@ -15,12 +15,14 @@ help:
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || python3 -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation-package deepspeed -e .
 	touch $@
 
-demo: $(READY)
+demo/corpus/labels.csv: | $(READY)
 	$(BIN)/scaleaudio synth demo/corpus --clips 1200
+
+demo: $(READY) demo/corpus/labels.csv
 	$(BIN)/scaleaudio shards build demo/corpus demo/shards --where split=train
 	$(BIN)/scaleaudio pretrain configs/quickstart.yaml
 	$(BIN)/scaleaudio evaluate runs/quickstart demo/corpus:note,order,glide,timbre --baselines --out demo/evaluation

@@ -64,7 +64,7 @@ class AudioEncoder(nn.Module):
         """Frame embeddings (B, S, D) of mono waveforms in [-1, 1] at `sample_rate_hz`.
 
         Raises:
-            ValueError: for another shape, no samples, more than ten minutes, or values that are not finite.
+            ValueError: for another shape or type, no samples, more than ten minutes, or values that are not finite.
         """
         self._check(wave_BT)
         mel_BFS = self.frontend(wave_BT.float())
@@ -88,6 +88,8 @@ class AudioEncoder(nn.Module):
                 f"waveforms of {wave_BT.shape[1] / self.sample_rate_hz:.0f} s: expected at most {MAX_SECONDS} s. "
                 "Cut them and average, or keep the pieces."
             )
+        if not wave_BT.is_floating_point():
+            raise ValueError(f"waveforms of {wave_BT.dtype}: expected floating point in [-1, 1]; divide by full scale")
         if not torch.isfinite(wave_BT).all():
             raise ValueError("waveforms with NaN or Inf: expected finite samples in [-1, 1]")
 
@@ -118,7 +120,7 @@ def load(path: str | Path) -> AudioEncoder:
     """The encoder of an exported folder, a run folder or a checkpoint, in eval mode on the CPU.
 
     Raises:
-        InputError: when `path` is none of these.
+        InputError: when `path` is none of these, or damaged.
     """
     if "://" in str(path):
         return _from_checkpoint(str(path))
@@ -134,28 +136,42 @@ def load(path: str | Path) -> AudioEncoder:
 
 
 def _from_bundle(folder: Path) -> AudioEncoder:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    about = json.loads((folder / _CONFIG).read_text())
-    if about["format_version"] > FORMAT_VERSION:
-        raise InputError(f"{folder}: format_version {about['format_version']}, this scaleaudio reads {FORMAT_VERSION}")
-    return _filled(about["task"], load_file(folder / _WEIGHTS), about["step"])
+    try:
+        about = json.loads((folder / _CONFIG).read_text())
+        version, task, step = about["format_version"], about["task"], about["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / _CONFIG}: not what `scaleaudio export` writes ({error!r})") from error
+    if version > FORMAT_VERSION:
+        raise InputError(f"{folder}: format_version {version}, this scaleaudio reads {FORMAT_VERSION}. Upgrade it.")
+    try:
+        return _filled(task, load_file(folder / _WEIGHTS), step)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / _WEIGHTS}: missing or damaged ({error}). Export the run again.") from error
 
 
 def _from_checkpoint(path: str) -> AudioEncoder:
     from scaleaudio import checkpoint
+    from scaleaudio.data import storage
 
-    if not path.rstrip("/").rpartition("/")[2].startswith("step-"):
+    if storage.exists(storage.join(path, "meta.json")):
+        meta = checkpoint.read_meta(path)
+        tensors = checkpoint.read_tensors(path, meta)
+    else:
         found = checkpoint.newest(path)
         if found is None:
             raise InputError(f"{path}: no checkpoint in it yet")
         meta, tensors, _ = found
-    else:
-        meta = checkpoint.read_meta(path)
-        tensors = checkpoint.read_tensors(path, meta)
+    return from_tensors(meta.config, tensors, meta.step)
+
+
+def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], step: int) -> AudioEncoder:
+    """The encoder of a run's config tree, with the weights among a checkpoint's `tensors`."""
     named = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(("parameter.", "buffer."))}
     weights = {name: t for name, t in named.items() if name.startswith(("frontend.", "encoder."))}
-    return _filled({k: v for k, v in meta.config.items() if k in TaskConfig.model_fields}, weights, meta.step)
+    return _filled({k: v for k, v in config.items() if k in TaskConfig.model_fields}, weights, step)
 
 
 def _filled(task: dict[str, Any], weights: Mapping[str, Tensor], step: int) -> AudioEncoder:

@@ -27,7 +27,10 @@ from scaleaudio.train import Engine
 from scaleaudio.types import World
 
 FORMAT_VERSION = 1
-_STEP = re.compile(r"step-(\d{8,})$")
+_STEP = re.compile(r"step-(\d{8,})(?:\?.*)?$")  # a query may end the URL of an object store
+_META = re.compile(r"/meta\.json(?=\?|$)")
+
+_TORN = (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _gather(value: Any, world: World) -> list[Any]:
 def list_checkpoints(run_url: str) -> list[str]:
     """URLs of the committed checkpoints of a run, oldest first."""
     folder = storage.join(run_url, "checkpoints")
-    urls = [url.removesuffix("/meta.json") for url in storage.list_files(folder, suffix="/meta.json")]
+    urls = [_META.sub("", url) for url in storage.list_files(folder, suffix="/meta.json")]
     return sorted((url for url in urls if _STEP.search(url)), key=step_of)
 
 
@@ -151,8 +154,8 @@ def newest(run_url: str) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
         try:
             meta = read_meta(url)
             return meta, read_tensors(url, meta), torn
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            torn.append(f"torn checkpoint passed over: {error}")
+        except _TORN as error:
+            torn.append(f"{url}: torn checkpoint passed over ({type(error).__name__}: {error})")
     if torn:
         raise InputError(f"{run_url}: no checkpoint is whole ({torn[0]}). Start anew with --fresh.")
     return None
@@ -161,8 +164,15 @@ def newest(run_url: str) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
 def prune(run_url: str, keep_last: int, keep_best: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints and the `keep_best` with the highest score."""
     urls = list_checkpoints(run_url)
-    scored = [(score, url) for url in urls if (score := read_meta(url).score) is not None]
+    scored = [(score, url) for url in urls if (score := _score(url)) is not None]
     best = {url for _, url in sorted(scored)[len(scored) - min(keep_best, len(scored)) :]}
     for url in urls[:-keep_last]:
         if url not in best:
             storage.delete_tree(url)
+
+
+def _score(url: str) -> float | None:
+    try:
+        return read_meta(url).score
+    except _TORN:
+        return None

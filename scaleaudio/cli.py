@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -38,22 +38,24 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=debug)  # an Exit that a verb raises comes back as its number
     except InputError as error:
         _fail(error, 2, debug)
-    except (typer.Exit, typer.Abort, KeyboardInterrupt) as error:
-        sys.exit(getattr(error, "exit_code", 130))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line itself
             _fail(InputError(error.format_message()), 2, debug)
         named = str(error) if isinstance(error, RunFailed | OSError) else f"{type(error).__name__}: {error}"
         _fail(RuntimeError(named), 1, debug, cause=error)
+    sys.exit(code or 0)
 
 
-def _fail(error: Exception, code: int, debug: bool, cause: Exception | None = None) -> None:
+def _fail(error: Exception, code: int, debug: bool, cause: Exception | None = None) -> NoReturn:
     if debug:
         traceback.print_exception(cause or error)
-    print(f"scaleaudio: {' '.join(str(error).split())}", file=sys.stderr)
+    if str(error):  # a verb without arguments has shown its help instead
+        print(f"scaleaudio: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -147,6 +149,7 @@ def shards_verify(url: Annotated[str, typer.Argument(help="folder with an index.
 
 @app.command()
 def pretrain(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="run name instead of the config's")] = None,
@@ -168,7 +171,7 @@ def pretrain(
             fresh=fresh,
             max_hours=max_hours,
             on_event=progress.on_event,
-            debug="--debug" in sys.orig_argv,
+            debug=bool(context.obj),
         )
     state = "finished" if outcome.finished else "stopped; the same command goes on"
     print(f"{state} at step {outcome.step}: {outcome.run_url}")
@@ -206,6 +209,17 @@ def evaluate(
     report.draw_scores(results, folder / "scores.png")
     (folder / "scores.md").write_text(report.score_markdown(results))
     print(f"{folder / 'scores.json'}, {folder / 'scores.md'}, {folder / 'scores.png'}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="run folder or checkpoint")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+) -> None:
+    """Write a self-contained encoder: `scaleaudio.load(OUT)` needs plain torch only."""
+    from scaleaudio import bundle
+
+    print(bundle.save(bundle.load(model), out))
 
 
 @show_app.command("negatives")

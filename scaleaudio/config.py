@@ -10,10 +10,11 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -31,13 +32,9 @@ class CheckpointConfig(Settings):
     every_steps: Annotated[int, Field(ge=1)] = 500
     keep_last: Annotated[int, Field(ge=1)] = 2
     keep_best: Annotated[int, Field(ge=0)] = 1
-
-
-class ProbeConfig(Settings):
-    """A held-out score while training goes on: kNN on a labelled folder, at every checkpoint."""
-
-    task: str
-    label: str | None = None
+    probe: Annotated[
+        str | None, Field(description="a labelled folder, FOLDER:COLUMN; its kNN score says which are the best")
+    ] = None
 
 
 class LaunchConfig(Settings):
@@ -60,7 +57,6 @@ class Config(TaskConfig):
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    probe: ProbeConfig | None = None
     launch: LaunchConfig = LaunchConfig()
 
     @model_validator(mode="after")
@@ -73,6 +69,9 @@ class Config(TaskConfig):
             )
         if self.negatives.kind == "hardest_of_k":
             self.negatives.check(self.views, self.frontend.num_mels, self.num_frames)
+        if ":" not in self.encoder.kind:  # anyone's own is built by the workers alone
+            with torch.device("meta"):
+                self.build_encoder()
         return self
 
     def build_stream(self, world: World | None = None) -> Stream:
@@ -183,10 +182,14 @@ def _number(text: str) -> Any:
 
 def error_lines(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     """What is wrong, a line a key; an unknown key with the nearest one that `model` knows."""
+    known = dict.fromkeys(known_keys(model))
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            yield f"unknown key {key!r}{_nearest(item['loc'], model)}"
+        key = _dotted(item["loc"], known, keep_last=item["type"] == "extra_forbidden")
+        if item["type"] == "extra_forbidden" and key in known:
+            part, _, name = key.rpartition(".")
+            yield f"{key}: {part} of kind {item['loc'][-2]!r} has no {name}; take it out, or choose another kind"
+        elif item["type"] == "extra_forbidden":
+            yield f"unknown key {key!r}{_nearest(key, known)}"
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
             yield message if not key or key in message else f"{key}: {message}"
@@ -196,11 +199,19 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> Iterator[str]
             yield f"{key} {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _nearest(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+def _dotted(location: tuple[int | str, ...], known: Collection[str], *, keep_last: bool) -> str:
+    """The key at pydantic's `location`, which also names the members of unions that it tried."""
+    key = ""
+    for index, part in enumerate(location):
+        longer = f"{key}.{part}" if key else str(part)
+        if longer in known or isinstance(part, int) or (keep_last and index == len(location) - 1):
+            key = longer
+    return key
+
+
+def _nearest(asked: str, known: Collection[str]) -> str:
     """The known key that an unknown one was probably meant to be, wherever in the tree it is."""
-    known = list(known_keys(model))
-    name = str(location[-1])
-    asked = ".".join(str(part) for part in location)
+    name = asked.rpartition(".")[2]
     by_key = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
     by_name = [
         k

@@ -50,8 +50,13 @@ class FrontendConfig(Settings):
         return self.hop_samples / self.sample_rate_hz
 
     def num_frames(self, num_samples: int) -> int:
-        """Spectrogram frames S of a waveform of T = `num_samples`."""
-        return 1 + num_samples // self.hop_samples
+        """Spectrogram frames S of a waveform of T = `num_samples`, padded where it is shorter than half a window."""
+        return 1 + max(num_samples, self.min_samples) // self.hop_samples
+
+    @property
+    def min_samples(self) -> int:
+        """What the transform's reflection needs: shorter waveforms are padded to it."""
+        return self.n_fft // 2 + 1
 
     def build(self) -> Frontend:
         """The front-end module; without measured constants it does not normalise."""
@@ -82,14 +87,14 @@ class Frontend(nn.Module):
             self.mel.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
         self.register_buffer("mean", torch.tensor(config.mean or 0.0))
         self.register_buffer("std", torch.tensor(config.std or 1.0))
-        self._pad_samples = config.n_fft // 2
+        self._min_samples = config.min_samples
 
     def forward(self, wave_BT: Tensor) -> Tensor:
         """Normalised log-mel spectrogram (B, F, S) of waveforms in [-1, 1]; S = 1 + T // hop.
 
         A waveform shorter than half a window is padded with zeros to what the transform's reflection needs.
         """
-        missing = self._pad_samples + 1 - wave_BT.shape[-1]
+        missing = self._min_samples - wave_BT.shape[-1]
         if missing > 0:
             wave_BT = nn.functional.pad(wave_BT, (0, missing))
         log_mel_BFS = (self.mel(wave_BT) + _EPS).log()

@@ -7,6 +7,7 @@ a the anchors, p the positives, n each anchor's own adversarial negative.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -130,8 +131,9 @@ class InfoNCE(nn.Module):
         positive_B = logits_BG.gather(1, own_B[:, None]).squeeze(1)
         total_B = logits_BG.logsumexp(dim=1)
         if n_BD is not None and valid_B is not None:
-            weight = torch.tensor(config.negative_weight, device=a_BD.device).log()
-            negative_B = weight + config.alpha * (a_BD * n_BD).sum(dim=-1) / config.temperature
+            negative_B = (
+                math.log(config.negative_weight) + config.alpha * (a_BD * n_BD).sum(dim=-1) / config.temperature
+            )
             total_B = torch.where(valid_B, torch.logaddexp(total_B, negative_B), total_B)
         return total_B - positive_B
 
@@ -183,7 +185,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad_GD = grads[0].contiguous()
+        grad_GD = grads[0].clone(memory_format=torch.contiguous_format)  # others may hold it, and all_reduce writes
         dist.all_reduce(grad_GD)
         start = sum(ctx.counts[: ctx.rank])
         return grad_GD[start : start + ctx.counts[ctx.rank]], None, None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,6 +39,16 @@ class TaskConfig(Settings):
     objective: ObjectiveConfig = InfoNCEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds_have_defaults(cls, tree: Any) -> Any:
+        """A part without `kind` is of the default kind, so that {"negatives": {"time_strength": 0.2}} says enough."""
+        if not isinstance(tree, dict):
+            return tree
+        kinds = {name: getattr(info.default, "kind", None) for name, info in cls.model_fields.items()}
+        parts = {name: part for name, part in tree.items() if kinds.get(name) and isinstance(part, dict)}
+        return tree | {name: {"kind": kinds[name]} | part for name, part in parts.items()}
 
     @property
     def clip_samples(self) -> int:
@@ -95,8 +105,11 @@ class PretrainTask(nn.Module):
                 mel_BFS = self.frontend(batch.wave_BT)
                 views = make_views(mel_BFS, self.config.views, draws, lane_batch=batch.lane_batch)
             found = self._find(views.anchor_BFS, draws, batch.step)
-            embedding_ND, negative_BD = self._embed(torch.cat(views), found)
-            pairs = self._project(embedding_ND, negative_BD, found, torch.cat(views))
+            mel_NFS = torch.cat(views)
+            # before the negatives, so that its dropout does not depend on whether there are any
+            target_ND = None if self.target is None else self.target(mel_NFS)
+            embedding_ND, negative_BD = self._embed(mel_NFS, found)
+            pairs = self._project(embedding_ND, negative_BD, found, target_ND)
         pairs = pairs.float()
         counts = [
             len(World(r, self.world.size).share(batch.num_lanes)) * batch.lane_batch for r in range(self.world.size)
@@ -137,9 +150,10 @@ class PretrainTask(nn.Module):
         with self._apart(self.encoder):
             return embedding_ND, self.encoder(found.mel_BFS)
 
-    def _project(self, embedding_ND: Tensor, negative_BD: Tensor | None, found: Found | None, mel_NFS: Tensor) -> Pairs:
+    def _project(
+        self, embedding_ND: Tensor, negative_BD: Tensor | None, found: Found | None, target_ND: Tensor | None
+    ) -> Pairs:
         num = len(embedding_ND) // 2
-        target_ND = None if self.target is None else self.target(mel_NFS)
         targets = (None, None) if target_ND is None else (target_ND[:num], target_ND[num:])
         if negative_BD is None or found is None:
             z_ND = self.projector(embedding_ND)

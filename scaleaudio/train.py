@@ -167,6 +167,9 @@ class PlainEngine:
         losses: Losses = self.task(batch)
         self._optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
+        for parameter in self._trained:
+            if parameter.grad is None:  # as DeepSpeed does, so that every trained parameter has its moments
+                parameter.grad = torch.zeros_like(parameter)
         average([p.grad for p in self._trained if p.grad is not None], self.world)
         grad_norm = nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self._optimizer.step()

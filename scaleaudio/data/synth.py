@@ -64,7 +64,7 @@ def synth(out: str, num_clips: int, seed: int, *, progress: bool = False) -> Non
         row, wave_T = make_clip(number, seed)
         buffer = io.BytesIO()
         soundfile.write(buffer, wave_T, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-        storage.write_atomic(storage.join(out, "audio", row["filename"]), buffer.getvalue())
+        storage.write_atomic(storage.join(out, row["filename"]), buffer.getvalue())
         rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
@@ -87,7 +87,7 @@ def make_clip(number: int, seed: int) -> tuple[dict[str, str], Signal]:
     partials = timbre_partials(split, group, seed)
     wave_T = _FAMILIES[family](which, length, partials, random)
     wave_T = _at_level(wave_T + _floor(wave_T, random), split, random)
-    row = {"filename": f"{number:06d}.flac", "split": split, "group": f"{split}{group:02d}", "family": family}
+    row = {"filename": f"audio/{number:06d}.flac", "split": split, "group": f"{split}{group:02d}", "family": family}
     row |= {family: classes[which], "seconds": f"{length / SAMPLE_RATE_HZ:.3f}", "licence": "CC0-1.0"}
     return row, wave_T
 

@@ -179,11 +179,16 @@ def _where(mask: npt.NDArray[np.bool_]) -> Rows:
     return np.flatnonzero(mask).astype(np.int64)
 
 
+def _named(reject: Reject) -> str:
+    return f"{reject.shard or reject.key}: {reject.reason}"
+
+
 def _check(plan: Plan) -> None:
     for fold in plan.folds:
         for part, rows in (("train", fold.train), ("test", fold.test)):
             if not len(rows):
-                raise InputError(f"task {plan.task.title}: no labelled, readable clip to {part} on ({plan.protocol})")
+                first = f"; {len(plan.rejects)} unusable, such as {_named(plan.rejects[0])}" if plan.rejects else ""
+                raise InputError(f"task {plan.task.title}: no labelled clip to {part} on ({plan.protocol}){first}")
         classes = Counter(plan.labels[fold.train].tolist())
         if len(classes) < 2:
             raise InputError(

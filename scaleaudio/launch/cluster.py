@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is printed twice
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -15,6 +16,14 @@ import ray
 from scaleaudio.config import LaunchConfig
 from scaleaudio.data import storage
 from scaleaudio.errors import InputError
+
+# What a Ray that lives for one run on one machine can do without: each saves processes or seconds at the start.
+_LOCAL = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_enable_worker_prestart": "0",  # Ray Train's workers need an environment of their own and cannot use these
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not taken away node by node
+}
 
 
 @contextmanager
@@ -29,7 +38,8 @@ def cluster(config: LaunchConfig, *, debug: bool = False) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     settings = {"address": address, "log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        for name, value in _LOCAL.items():
+            os.environ.setdefault(name, value)
         # The dashboard stays on: without it Ray Train's cleaner of placement groups fails and repeats itself.
         settings |= {"num_cpus": _local_cpus(config), "include_dashboard": True}
     ray.init(**settings)
@@ -40,11 +50,33 @@ def cluster(config: LaunchConfig, *, debug: bool = False) -> Iterator[None]:
 
 
 def workers(config: LaunchConfig) -> tuple[int, bool]:
-    """How many workers, and whether each gets a GPU: "auto" is one a GPU, or one where there is none."""
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if config.workers == "auto":
-        return max(1, num_gpus), num_gpus > 0
-    return config.workers, num_gpus > 0
+    """How many workers, and whether each gets a GPU: "auto" is one a GPU, or one where there is none.
+
+    Raises:
+        InputError: when a Ray of this machine alone will never have what they need: they would wait for ever.
+    """
+    there = ray.cluster_resources()
+    num_gpus = int(there.get("GPU", 0))
+    use_gpu = num_gpus > 0
+    num_workers = max(1, num_gpus) if config.workers == "auto" else config.workers
+    if "RAY_ADDRESS" not in os.environ:  # other clusters may grow
+        for name, each in per_worker(config, use_gpu).items():
+            if num_workers * each > there.get(name, 0):
+                raise InputError(
+                    f"launch.workers {num_workers}: they need {num_workers * each:g} {name}, Ray has "
+                    f"{there.get(name, 0):g} here. Lower launch.workers, or set RAY_ADDRESS to a cluster that has them."
+                )
+    return num_workers, use_gpu
+
+
+def per_worker(config: LaunchConfig, use_gpu: bool) -> dict[str, float]:
+    """The resources that one worker takes."""
+    return {"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+
+
+def this_node() -> dict[str, Any]:
+    """The label that keeps an actor on the driver's machine, which lives as long as the run."""
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 def refuse_relative(urls: dict[str, str]) -> None:

@@ -14,15 +14,21 @@ class Monitor:
         """Empty."""
         self._events: list[Event] = []
         self._stop = False
+        self._failure: str | None = None
 
     def post(self, event: Event) -> None:
         """Adds an event."""
         self._events.append(event)
+        self._failure = self._failure or event.get("failure")
 
     def collect(self) -> list[Event]:
         """Takes all events out."""
         events, self._events = self._events, []
         return events
+
+    def failure(self) -> str | None:
+        """Why the run cannot succeed, however often it is tried; None while it may."""
+        return self._failure
 
     def request_stop(self) -> None:
         """Asks the run to write a checkpoint and end."""

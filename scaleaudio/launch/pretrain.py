@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from scaleaudio import __version__, checkpoint
-from scaleaudio.config import Config, differences, dump, validate
+from scaleaudio.config import Config
 from scaleaudio.data import storage
 from scaleaudio.data.normalise import with_constants
-from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError, RunFailed
-from scaleaudio.frontend import FrontendConfig
 from scaleaudio.launch import cluster as clusters
+from scaleaudio.launch import run_folder
 from scaleaudio.launch.monitor import Event, Monitor
 from scaleaudio.launch.worker import train_worker
-
-CONFIG = "config.yaml"
-
-# How the run is carried out, not what it learns: may differ when a run goes on.
-_FREE = ("launch.", "checkpoint.", "data.url", "data.num_", "data.read_ahead", "data.fetch_ahead", "data.max_bad")
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ def pretrain(
         run_url: a path or URL that all workers reach.
         fresh: delete what the run folder holds and start anew.
         max_hours: write a checkpoint and stop after that time.
-        on_event: gets what the workers tell: kinds started, metrics, checkpoint, warning.
+        on_event: gets what the workers tell: kinds started, metrics, checkpoint, warning, ended.
         debug: show Ray's and the workers' logs.
 
     Raises:
@@ -65,52 +57,39 @@ def pretrain(
         RunFailed: when training stopped for good; the newest checkpoint stays.
     """
     began = time.time()
+    given = {"data.url": config.data.url, "the run folder": run_url}
+    run_url = storage.absolute(run_url)
+    data = config.data.model_copy(update={"url": storage.absolute(config.data.url)})
     stream = config.build_stream()
-    if fresh and storage.exists(run_url):
-        _refuse_foreign(run_url)
-        storage.delete_tree(run_url)
-    with clusters.cluster(config.launch, debug=debug):
-        clusters.refuse_relative({"data.url": config.data.url, "the run folder": run_url})
-        run_url = _absolute(run_url)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"url": _absolute(config.data.url)})})
-        config = _resolved(config, run_url, stream)
-        done = checkpoint.list_checkpoints(run_url)
-        if done and checkpoint.step_of(done[-1]) >= config.schedule.steps:
-            return Outcome(run_url, checkpoint.step_of(done[-1]), finished=True)
-        storage.write_atomic(storage.join(run_url, CONFIG), dump(config).encode())
-        storage.write_atomic(storage.join(run_url, "environment.json"), json.dumps(_environment(), indent=1).encode())
-        stop_at = None if max_hours is None else began + 3600 * max_hours
-        ended = _run_workers(config, {"run_url": run_url, "began": began, "stop_at": stop_at}, on_event)
+    _check_probe(config)
+    if fresh:
+        run_folder.delete(run_url)
+    config = run_folder.resume_config(config.model_copy(update={"data": data}), run_url)
+    done = checkpoint.list_checkpoints(run_url)
+    if done and checkpoint.step_of(done[-1]) >= config.schedule.steps:
+        return Outcome(run_url, checkpoint.step_of(done[-1]), finished=True)
+    with ThreadPoolExecutor(1) as beside:  # the front-end's constants are measured while Ray starts
+        measuring = beside.submit(with_constants, config.frontend, stream)
+        with clusters.cluster(config.launch, debug=debug):
+            clusters.refuse_relative(given)
+            config = config.model_copy(update={"frontend": measuring.result()})
+            run_folder.begin(config, run_url, _environment())
+            stop_at = None if max_hours is None else began + 3600 * max_hours
+            ended = _run_workers(config, {"run_url": run_url, "began": began, "stop_at": stop_at}, on_event)
     if ended["failure"]:
         raise RunFailed(ended["failure"])
     return Outcome(run_url, ended["step"], finished=ended["step"] >= config.schedule.steps)
 
 
-def _resolved(config: Config, run_url: str, stream: Stream) -> Config:
-    """The config with the front-end's constants filled in: the run's own, or else measured from the shards."""
-    path = storage.join(run_url, CONFIG)
-    if not storage.exists(path):
-        return _with_frontend(config, with_constants(config.frontend, stream))
-    saved = validate(yaml.safe_load(storage.read_bytes(path)), path)
-    if config.frontend.mean is None:
-        measured = {"mean": saved.frontend.mean, "std": saved.frontend.std}
-        config = _with_frontend(config, config.frontend.model_copy(update=measured))
-    changed = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
-    changed = [line for line in changed if not line.startswith(_FREE)]
-    if changed:
-        raise InputError(
-            f"{run_url}: holds a run of another config (key: there, now): {'; '.join(changed)}. Set them back, "
-            "choose another --name, or delete it with --fresh."
-        )
-    return config
+def _check_probe(config: Config) -> None:
+    if config.checkpoint.probe is not None:
+        from scaleaudio.evaluate.tasks import parse_tasks, read_labels
 
-
-def _with_frontend(config: Config, frontend: FrontendConfig) -> Config:
-    return config.model_copy(update={"frontend": frontend})
+        read_labels(parse_tasks([config.checkpoint.probe])[0].table_path)
 
 
 def _run_workers(config: Config, settings: dict[str, Any], on_event: Callable[[Event], None]) -> Event:
-    """Trains on the cluster that is connected; gives the event that rank 0 ended with."""
+    """Trains on the cluster that is connected; gives the event that the workers ended with."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -118,17 +97,19 @@ def _run_workers(config: Config, settings: dict[str, Any], on_event: Callable[[E
     num_workers, use_gpu = clusters.workers(config.launch)
     if num_workers > config.data.lanes:
         raise InputError(f"data.lanes {config.data.lanes}: {num_workers} workers need at least as many lanes")
-    monitor = ray.remote(num_cpus=0)(Monitor).remote()
+    monitor = ray.remote(Monitor).options(num_cpus=0, label_selector=clusters.this_node()).remote()
+    # Ray's own bookkeeping lies beside ours; a name of its own keeps it from resuming by itself.
+    filesystem, ray_path = storage.open_url(storage.join(settings["run_url"], "ray"))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={**settings, "config": config.model_dump(mode="json"), "monitor": monitor},
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=clusters.per_worker(config.launch, use_gpu)
         ),
-        # Ray's own bookkeeping lies beside ours; a name of its own keeps it from resuming by itself.
         run_config=RunConfig(
             name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=storage.join(settings["run_url"], "ray"),
+            storage_path=ray_path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.launch.max_failures, controller_failure_limit=1),
         ),
     )  # fmt: skip
@@ -143,12 +124,10 @@ def _run_workers(config: Config, settings: dict[str, Any], on_event: Callable[[E
         try:
             _in_thread(trainer.fit)
         except TrainingFailedError as error:
-            raise RunFailed(_reason(error)) from error
+            raise RunFailed(ended.get("failure") or _reason(error)) from error
+    if not ended:
+        raise RunFailed("the workers ended without a word; --debug shows their logs")
     return ended
-
-
-def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": config.launch.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
 
 
 @contextmanager
@@ -204,20 +183,12 @@ def _in_thread(function: Callable[[], Any]) -> Any:
 
 def _reason(error: Exception) -> str:
     """The first worker's own error in one line."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+    failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}
+    causes = {rank: getattr(failure, "_base_exc", None) or failure for rank, failure in failures.items()}
+    # What the others say is that a worker left their collective: a RuntimeError of torch.distributed.
+    for rank, cause in sorted(causes.items(), key=lambda item: (isinstance(item[1], RuntimeError), item[0])):
         return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
     return str(error).strip().splitlines()[-1]
-
-
-def _absolute(url: str) -> str:
-    return storage.open_url(url)[1] if storage.is_local(url) else url
-
-
-def _refuse_foreign(run_url: str) -> None:
-    if not storage.exists(storage.join(run_url, CONFIG)) and storage.list_files(run_url):
-        raise InputError(f"{run_url}: --fresh would delete a folder that is no run (no {CONFIG} in it). Give another.")
 
 
 def _environment() -> dict[str, Any]:

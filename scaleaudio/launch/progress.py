@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -52,7 +53,7 @@ class Progress:
             self._say(f"{event['workers']} worker(s) ready after {event['seconds']:.1f} s; the run {came_from}")
             self._bar.update(self._task, completed=event["step"])
         elif event["kind"] == "warning":
-            self._say(f"[bold yellow]warning:[/] {event['text']}")
+            self._say(f"[bold yellow]warning:[/] {escape(event['text'])}")
 
     def _show(self, event: Event) -> None:
         negative = event.get("similarity/negative")

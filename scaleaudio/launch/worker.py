@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from scaleaudio import checkpoint
+from scaleaudio import bundle, checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data.stream import Stream, check_fingerprint
 from scaleaudio.report.runlog import RunLog
@@ -29,6 +30,17 @@ def train_worker(settings: dict[str, Any]) -> None:
         settings: "config" (the resolved config as a tree), "run_url", "monitor" (its handle), and in seconds since
             the epoch "began" (the driver's start) and "stop_at" (or None).
     """
+    monitor = settings["monitor"]
+    if ray.get(monitor.failure.remote()):
+        return
+    try:
+        _train(settings)
+    except ValueError as error:  # wrong input or unusable data: another attempt would end in the same way
+        ray.get(monitor.post.remote({"kind": "ended", "step": 0, "failure": str(error)}))
+        raise
+
+
+def _train(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -50,6 +62,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def _set_up_torch(config: Config, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.launch.tf32
     if config.launch.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
@@ -66,23 +79,27 @@ def _engine(config: Config, world: World, device: torch.device) -> Engine:
 
 @dataclass
 class _Interval:
-    """What adds up between two reports."""
+    """The steps between two reports."""
 
     began: float = field(default_factory=time.perf_counter)
-    num_steps: int = 0
-    wait_seconds: float = 0.0
-
-    def add(self, report: StepReport) -> None:
-        self.num_steps += 1
-        self.wait_seconds += report.data_wait_seconds
+    steps: list[StepReport] = field(default_factory=list)
 
     def metrics(self, global_batch: int) -> dict[str, float]:
         seconds = time.perf_counter() - self.began
         return {
-            "clips_per_second": self.num_steps * global_batch / seconds,
-            "step_seconds": seconds / self.num_steps,
-            "data_wait_seconds": self.wait_seconds / self.num_steps,
+            "clips_per_second": len(self.steps) * global_batch / seconds,
+            "step_seconds": seconds / len(self.steps),
+            "data_wait_seconds": sum(report.data_wait_seconds for report in self.steps) / len(self.steps),
         }
+
+    def failure(self) -> str | None:
+        """What the first step says whose loss or gradient is not finite; waits for the device."""
+        for report in self.steps:
+            losses, grad_norm = report.stepped
+            failure = check_finite(report, {"loss": float(losses.total), "grad_norm": float(grad_norm)})
+            if failure:
+                return failure
+        return None
 
 
 class _Run:
@@ -96,10 +113,14 @@ class _Run:
         self._engine = engine
         self._stream = stream
         self._log: RunLog | None = None
+        self._collapsed = False
         self._rejects: list[tuple[int, Reject]] = []
 
     def resume(self) -> int:
         found = checkpoint.newest(self._url)
+        steps = self._gather(found[0].step if found else 0)
+        if len(set(steps)) > 1:  # a storage fault that some ranks met and others did not: try again
+            raise OSError(f"{self._url}: the workers read checkpoints of different steps: {steps}")
         if found is not None:
             meta, tensors, _ = found
             check_fingerprint(meta.fingerprint, self._stream.fingerprint())
@@ -117,19 +138,23 @@ class _Run:
         for report in fit(self._engine, self._stream.batches(start_step)):
             self.step = report.step + 1
             self._rejects += [(report.step, reject) for reject in report.rejects]
-            interval.add(report)
+            interval.steps.append(report)
             last = self.step == config.schedule.steps
-            if last or self.step % config.launch.report_every_steps == 0:
+            reporting = last or self.step % config.launch.report_every_steps == 0
+            saving = last or self.step % config.checkpoint.every_steps == 0
+            if not reporting and not saving:
+                continue
+            failure: str | None = next(filter(None, self._gather(interval.failure())), None)
+            if failure:  # before anything is written: a checkpoint must not hold what is not finite
+                return failure
+            if reporting:
                 metrics, stop = self._shared(report.metrics() | interval.metrics(config.data.global_batch))
-                failure = check_finite(report, metrics)
-                if failure:
-                    return failure
                 self._publish(report.step, metrics)
                 interval = _Interval()
                 if stop and not last:
                     self._save()
                     return None
-            if last or self.step % config.checkpoint.every_steps == 0:
+            if saving:
                 self._save()
         return None
 
@@ -162,24 +187,46 @@ class _Run:
             return
         self._log.write(step, metrics)
         self._monitor.post.remote({"kind": "metrics", "step": step + 1, **metrics})
-        if metrics["embedding/std"] < _COLLAPSED_STD or metrics["embedding/rank"] < _COLLAPSED_RANK:
+        collapsed = metrics["embedding/std"] < _COLLAPSED_STD or metrics["embedding/rank"] < _COLLAPSED_RANK
+        if collapsed and not self._collapsed:
             self.post(
                 kind="warning",
                 text=f"step {step}: the embeddings have collapsed (std {metrics['embedding/std']:.3f}, effective rank "
                 f"{metrics['embedding/rank']:.1f}). Lower schedule.learning_rate or strengthen the views.",
             )
+        self._collapsed = collapsed
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Every rank's value. A collective."""
+        values = [value] * self._engine.world.size
+        if len(values) > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def _save(self) -> None:
         began = time.perf_counter()
-        gathered: list[Any] = [self._rejects]
-        if self._engine.world.size > 1:
-            gathered = [None] * self._engine.world.size
-            dist.all_gather_object(gathered, self._rejects)
+        rejects = [pair for part in self._gather(self._rejects) for pair in part]
         self._rejects = []
-        meta = checkpoint.Meta(self.step, self._tree, self._stream.fingerprint())
+        meta = checkpoint.Meta(self.step, self._tree, self._stream.fingerprint(), score=self._probe())
+        if self._log is not None:  # before the checkpoint: it must not know of steps that the log has lost
+            self._log.add_rejects(sorted(rejects, key=lambda pair: pair[0]))
+            self._log.flush()
         url = checkpoint.save(self._url, self._engine, meta)
         if self._log is not None:
-            self._log.add_rejects(sorted((r for part in gathered for r in part), key=lambda pair: pair[0]))
-            self._log.flush()
             checkpoint.prune(self._url, self._config.checkpoint.keep_last, self._config.checkpoint.keep_best)
         self.post(kind="checkpoint", step=self.step, url=url, seconds=time.perf_counter() - began)
+
+    def _probe(self) -> float | None:
+        """The kNN score on the held-out folder, by rank 0. A collective: the weights may lie spread over the ranks."""
+        if self._config.checkpoint.probe is None:
+            return None
+        tensors = {name: tensor.cpu() for name, tensor in self._engine.tensors()}
+        if self._log is None:
+            return None
+        from scaleaudio.evaluate import evaluate, parse_tasks  # scikit-learn: seconds that only a probe is worth
+
+        encoder = bundle.from_tensors(self._tree, tensors, self.step)
+        results = evaluate({"run": encoder}, parse_tasks([self._config.checkpoint.probe]), linear=False)
+        score = results.scores[0].score
+        self._log.write(self.step - 1, {"probe/knn": score})
+        return score

@@ -121,7 +121,10 @@ class HardestOfK(Settings):
                     f"0, or narrow views.resize_crop.{axis}_scale."
                 )
             if strength > 0:
-                moves(self.along(axis), length, strength, self.fill)
+                try:
+                    moves(self.along(axis), length, strength, self.fill)
+                except ValueError as error:
+                    raise ValueError(f"negatives.{axis}_{error}") from error
 
     def along(self, axis: Axis) -> tuple[Family, ...]:
         """The active families of one axis."""
@@ -157,7 +160,8 @@ class Adversary:
         best_B = torch.zeros(len(anchor_BFS), dtype=torch.long, device=anchor_BFS.device)
         if num > 1:
             with torch.no_grad():
-                z_ND = nn.functional.normalize(embed(torch.cat([anchor_BFS, mel_BKFS.flatten(0, 1)])), dim=-1)
+                z_ND = embed(torch.cat([anchor_BFS, mel_BKFS.flatten(0, 1)])).float()
+                z_ND = nn.functional.normalize(z_ND, dim=-1)
             z_BD, z_BKD = z_ND[: len(anchor_BFS)], z_ND[len(anchor_BFS) :].view(-1, num, z_ND.shape[-1])
             best_B = torch.einsum("bd,bkd->bk", z_BD, z_BKD).argmax(dim=1)
         row_B = torch.arange(len(anchor_BFS), device=anchor_BFS.device)

@@ -101,7 +101,7 @@ def moves(families: tuple[Family, ...], length: int, strength: float, fill: Fill
     for family, found in zip(families, rows, strict=True):
         if not found:
             raise ValueError(
-                f"strength {strength:g} along an axis of {length} places: {family} cannot move patterns that far. "
+                f"strength {strength:g}: {family} cannot move patterns that far along an axis of {length} places. "
                 f"Lower the strength or leave {family} out of negatives.families."
             )
     flat = [row for found in rows for row in found]
@@ -158,8 +158,10 @@ def _permutations(length: int, strength: float, num_segments: tuple[int, ...]) -
 
 
 def rms_displacement(row: list[int], length: int) -> float:
-    """Strength of a map whose window is `row`, on an axis of `length` places; what is off the edge is not counted."""
-    return math.sqrt(sum((source - place) ** 2 for place, source in enumerate(row)) / length) / length
+    """Strength of a map whose window is `row`, on an axis of `length` places; cells filled with FLOOR do not count."""
+    motions = [source - place for place, source in enumerate(row) if source != FLOOR]
+    num_cells = length - row.count(FLOOR)
+    return math.sqrt(sum(motion**2 for motion in motions) / num_cells) / length
 
 
 def displace(mel_BFS: Tensor, source_BF: Tensor, source_BS: Tensor) -> Tensor:

@@ -133,6 +133,6 @@ def _show(axes: Any, picture: _Picture | None, low: float, high: float) -> None:
     if picture is None:
         axes.set_visible(False)
         return
-    axes.imshow(picture.mel_FS, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
+    axes.imshow(picture.mel_FS.numpy(), origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
     reached = not bool(torch.isnan(picture.mel_FS).any())
     axes.set_title(picture.title + (f"\ns = {picture.similarity:.3f}" if reached else ""), fontsize=7)

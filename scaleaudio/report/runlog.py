@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from scaleaudio.data import storage
+from scaleaudio.data.index import read_parquet, write_table
 from scaleaudio.types import Reject
 
 METRICS = "metrics.jsonl"
@@ -34,10 +34,14 @@ class RunLog:
         self._folder = Path(storage.open_url(run_url)[1] if self._scratch is None else self._scratch.name)
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(run_url) if record["step"] < start_step]
-        (self._folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in kept))
-        (self._folder / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in read_events(run_url)))
+        self._replace(METRICS, kept)
+        self._replace(EVENTS, read_events(run_url))
         self._rejects = [row for row in read_rejects(run_url) if row["step"] < start_step]
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step)
+
+    def _replace(self, name: str, records: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        storage.write_atomic(str(self._folder / name), lines.encode())
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the scalars of one step."""
@@ -58,7 +62,7 @@ class RunLog:
     def flush(self) -> None:
         """Makes everything so far visible in the run folder."""
         self._board.flush()
-        pq.write_table(pa.Table.from_pylist(self._rejects, schema=_SCHEMA), self._folder / REJECTS)
+        write_table(str(self._folder / REJECTS), self._rejects, _SCHEMA)
         if self._scratch is not None:
             for path in self._folder.rglob("*"):
                 if path.is_file():
@@ -98,7 +102,5 @@ def _read_lines(url: str) -> list[dict[str, Any]]:
 def read_rejects(run_url: str) -> list[dict[str, Any]]:
     """The rows of a run's rejects.parquet."""
     url = storage.join(run_url, REJECTS)
-    if not storage.exists(url):
-        return []
-    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read_bytes(url))).to_pylist()
+    rows: list[dict[str, Any]] = read_parquet(url).to_pylist() if storage.exists(url) else []
     return rows

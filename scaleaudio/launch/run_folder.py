@@ -1,0 +1,77 @@
+"""What makes a folder a run: the one resolved config in it, which a run that goes on has to fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from scaleaudio.config import Config, differences, dump, validate
+from scaleaudio.data import storage
+from scaleaudio.errors import InputError
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+
+# How the run is carried out, not what it learns: may differ when a run goes on.
+_FREE = ("launch.", "checkpoint.", "data.url", "data.num_", "data.read_ahead", "data.fetch_ahead", "data.max_bad")
+
+
+def resume_config(config: Config, run_url: str) -> Config:
+    """`config` with the front-end constants of the run in `run_url`; unchanged where no run has begun.
+
+    Raises:
+        InputError: when the folder holds something else, or a run of another config, naming the keys.
+    """
+    refuse_foreign(run_url, "a run folder")
+    path = storage.join(run_url, CONFIG)
+    if not storage.exists(path):
+        return config
+    saved = validate(yaml.safe_load(storage.read_bytes(path)), path)
+    if config.frontend.mean is None:
+        measured = {"mean": saved.frontend.mean, "std": saved.frontend.std}
+        config = config.model_copy(update={"frontend": config.frontend.model_copy(update=measured)})
+    changed = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    changed = [line for line in changed if not line.startswith(_FREE)]
+    if changed:
+        raise InputError(
+            f"{run_url}: holds a run of another config (key: there, now): {'; '.join(changed)}. Set them back, "
+            "choose another --name, or delete it with --fresh."
+        )
+    return config
+
+
+def begin(config: Config, run_url: str, environment: dict[str, Any]) -> None:
+    """Writes down what the run is and where it runs."""
+    storage.write_atomic(storage.join(run_url, CONFIG), dump(config).encode())
+    storage.write_atomic(storage.join(run_url, ENVIRONMENT), json.dumps(environment, indent=1).encode())
+
+
+def delete(run_url: str) -> None:
+    """Deletes the run; nothing happens where there is none.
+
+    Raises:
+        InputError: when the folder holds anything but a run.
+    """
+    refuse_foreign(run_url, "what --fresh may delete")
+    storage.delete_tree(run_url)
+
+
+def refuse_foreign(run_url: str, wanted: str) -> None:
+    """Raises InputError where there is something that is no run; `wanted` says what it would be taken for."""
+    if storage.exists(run_url) and not storage.is_folder(run_url):
+        raise InputError(f"{run_url}: a file; expected {wanted}. Give another --out.")
+    if not _is_run(run_url) and storage.list_files(run_url):
+        raise InputError(f"{run_url}: holds files but no run's {CONFIG}, so it is not {wanted}. Give another --out.")
+
+
+def _is_run(run_url: str) -> bool:
+    path = storage.join(run_url, CONFIG)
+    if not storage.exists(path):
+        return False
+    try:
+        tree = yaml.safe_load(storage.read_bytes(path))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(tree, dict) and tree.keys() >= {"name", "data", "encoder", "objective", "schedule"}

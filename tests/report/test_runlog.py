@@ -1,0 +1,67 @@
+"""What a run's log keeps and drops when the run is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scaleaudio.report.runlog import EVENTS, METRICS, RunLog, read_events, read_metrics, read_rejects
+from scaleaudio.types import Reject
+
+
+@pytest.fixture
+def run_url(tmp_path: Path) -> str:
+    """A run that logged ten steps and two replaced clips, and was then cut off in the middle of a line."""
+    log = RunLog(str(tmp_path), 0)
+    log.event({"kind": "started", "step": 0})
+    for step in range(10):
+        log.write(step, {"loss": 10.0 - step})
+    log.add_rejects([(2, Reject("a.tar", "x", "truncated")), (8, Reject("b.tar", "y", "empty"))])
+    log.close()
+    for name in (METRICS, EVENTS):
+        with (tmp_path / name).open("a") as file:
+            file.write('{"step": 10, "lo')
+    return str(tmp_path)
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(run_url: str) -> None:
+    assert [record["step"] for record in read_metrics(run_url)] == list(range(10))
+    assert [event["kind"] for event in read_events(run_url)] == ["started"]
+
+
+def test_a_resumed_log_drops_the_steps_that_are_taken_again(run_url: str) -> None:
+    log = RunLog(run_url, 6)
+    log.write(6, {"loss": 0.5})
+    log.close()
+    records = read_metrics(run_url)
+    assert [record["step"] for record in records] == list(range(7))
+    assert records[5]["loss"] == 5.0 and records[6]["loss"] == 0.5
+    assert read_rejects(run_url) == [{"step": 2, "shard": "a.tar", "key": "x", "reason": "truncated"}]
+
+
+def test_tensorboard_shows_a_resumed_run_as_one_curve(run_url: str) -> None:
+    log = RunLog(run_url, 6)
+    log.write(6, {"loss": 0.5})
+    log.close()
+    board = EventAccumulator(str(Path(run_url) / "tensorboard"))
+    board.Reload()
+    assert {scalar.step: scalar.value for scalar in board.Scalars("loss")} == {
+        **{step: 10.0 - step for step in range(6)},
+        6: 0.5,
+    }
+
+
+def test_events_of_all_attempts_stay_with_their_times(run_url: str) -> None:
+    log = RunLog(run_url, 6)
+    log.event({"kind": "started", "step": 6})
+    log.close()
+    events = read_events(run_url)
+    assert [event["step"] for event in events] == [0, 6]
+    assert 0 < events[0]["time"] <= events[1]["time"]
+
+
+def test_a_run_that_has_not_begun_has_logged_nothing(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    assert read_metrics(nowhere) == [] and read_events(nowhere) == [] and read_rejects(nowhere) == []

@@ -1,0 +1,206 @@
+"""The program as people call it: exit codes, one clear line for what is wrong, files where it says they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import yaml
+
+import scaleaudio
+from scaleaudio import bundle, checkpoint
+from scaleaudio.cli import main
+from scaleaudio.config import Config
+from scaleaudio.data import storage
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """`run("pretrain", "a.yaml")`: exit code, stdout and stderr of the program, called in an empty folder."""
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.chdir(tmp_path)
+
+    def called(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["scaleaudio", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return called
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("scaleaudio: ") and err.count("\n") == 1 and "Traceback" not in err, err
+    return err
+
+
+def test_version_and_module_are_the_program() -> None:
+    asked = subprocess.run([sys.executable, "-m", "scaleaudio", "--version"], capture_output=True, text=True)
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, f"{scaleaudio.__version__}\n", "")
+
+
+def test_without_a_verb_there_is_help(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2 and "pretrain" in out and "evaluate" in out and err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train"], "No such command 'train'"),
+        (["pretrain"], "Missing argument"),
+        (["pretrain", "missing.yaml"], "missing.yaml: cannot be read as a config (No such file or directory)"),
+        (["evaluate", "missing"], "Missing argument"),
+    ],
+)
+def test_wrong_words_are_named_and_exit_2(run: Run, words: list[str], expected: str) -> None:
+    code, _, err = run(*words)
+    assert code == 2 and expected in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("negatives.frequency_strenght=0.1", "(nearest known key: 'negatives.frequency_strength')"),
+        ("schedule.steps=many", "schedule.steps 'many'"),
+        ("schedule.steps=-1", "schedule.steps -1"),
+        ("data.lanes=3", "lanes 3 does not divide global_batch 8"),
+        ("data.global_batch=64", "too few clips for one batch: the index holds 48"),
+        ("data.url=nowhere", 'data.url "nowhere": no such folder'),
+        ("data.url=pipe:cat", "pipe: addresses run a shell"),
+        ("steps", "'steps': expected key=value"),
+    ],
+)
+def test_wrong_settings_are_named_and_exit_2(run: Run, tiny_file: Path, override: str, expected: str) -> None:
+    code, _, err = run("pretrain", tiny_file, override)
+    assert code == 2 and expected in one_line(err)
+
+
+def test_clips_without_an_index_are_answered_with_the_command_that_builds_it(
+    run: Run, tiny_file: Path, clips: Path
+) -> None:
+    code, _, err = run("pretrain", tiny_file, f"data.url={clips}")
+    assert code == 2 and "no index.parquet here" in one_line(err)
+    assert f"scaleaudio shards build {clips}" in err
+
+
+def test_only_debug_shows_a_traceback(run: Run, tiny_file: Path) -> None:
+    code, _, err = run("--debug", "pretrain", tiny_file, "data.url=nowhere")
+    assert code == 2 and "Traceback" in err and 'data.url "nowhere"' in err.splitlines()[-1]
+
+
+def test_damaged_shards_are_named_and_exit_1(run: Run, shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "copy")
+    assert run("shards", "verify", "copy") == (0, "all shards are as they were indexed\n", "")
+    tar = sorted((tmp_path / "copy").rglob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[:5000])
+    code, _, err = run("shards", "verify", "copy")
+    assert code == 1 and tar.name in err
+
+
+def test_shards_are_built_from_a_folder(run: Run, clips: Path) -> None:
+    code, out, _ = run("shards", "build", clips, "built", "num_workers=0", "--where", "split=train")
+    assert code == 0 and "32 files as 32 clips" in out and "16 left out" in out
+    assert run("shards", "verify", "built")[0] == 0
+
+
+@pytest.fixture
+def model(tiny: Callable[..., Config], tmp_path: Path) -> Path:
+    """An encoder on disk."""
+    config = tiny({"frontend.mean": -8.0, "frontend.std": 4.0})
+    return bundle.save(bundle.untrained(config), tmp_path / "model")
+
+
+def test_evaluate_prints_a_table_and_writes_what_it_names(run: Run, model: Path, clips: Path, tmp_path: Path) -> None:
+    code, out, _ = run("evaluate", model, f"{clips}:pitch", "--baselines", "--out", "scored")
+    assert code == 0
+    assert all(word in out for word in ("model", "untrained", "mel mean + std", "kNN", "linear probe"))
+    scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
+    assert "pitch" in json.dumps(scores)
+    assert "| kNN" in (tmp_path / "scored" / "scores.md").read_text()
+    assert matplotlib.image.imread(tmp_path / "scored" / "scores.png").std() > 0.01
+
+
+def test_show_negatives_draws_a_picture_a_clip(run: Run, tiny_file: Path, model: Path, tmp_path: Path) -> None:
+    code, out, _ = run("show", "negatives", tiny_file, "--model", model, "--clips", "2", "--out", "seen.png")
+    assert code == 0 and out.split() == ["seen.png", "seen-2.png"]
+    first, second = (matplotlib.image.imread(tmp_path / name) for name in out.split())
+    assert first.std() > 0.05 and (first.shape != second.shape or abs(first - second).max() > 0.1)
+
+
+def test_show_negatives_without_strength_says_that_there_are_none(run: Run, tiny_file: Path) -> None:
+    words = ["negatives.frequency_strength=0", "negatives.time_strength=0"]
+    code, _, err = run("show", "negatives", tiny_file, *words)
+    assert code == 2 and "set a strength above 0" in one_line(err)
+
+
+def test_export_writes_an_encoder_that_loads(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("export", model, "exported")[0] == 0
+    assert scaleaudio.load(tmp_path / "exported").embedding_dim == scaleaudio.load(model).embedding_dim
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server of one's own with a bucket, in the environment as people would set it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], **quiet)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        filesystem, _ = storage.open_url("s3://bucket?allow_bucket_creation=true")
+        filesystem.create_dir("bucket")
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.slow
+def test_data_and_run_folder_may_be_in_an_object_store(
+    s3: None, shards: Path, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """The program with a Ray of its own, twice: up to its hours, and on from there."""
+    for path in shards.rglob("*"):
+        if path.is_file():
+            storage.write_atomic(storage.join("s3://bucket/shards", str(path.relative_to(shards))), path.read_bytes())
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_tree))
+    words = ["data.url=s3://bucket/shards", "launch.workers=1", "launch.engine=plain", "--out", "s3://bucket/runs/tiny"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"CUDA_VISIBLE_DEVICES": ""}
+
+    def pretrain(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "scaleaudio", "pretrain", str(tmp_path / "tiny.yaml"), *words, *more]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+
+    stopped = pretrain("--max-hours", "1e-6")
+    assert stopped.returncode == 0 and "stopped; the same command goes on" in stopped.stdout, stopped.stderr
+    finished = pretrain()
+    assert finished.returncode == 0 and "finished at step 60" in finished.stdout, finished.stderr
+    from scaleaudio.report.runlog import read_metrics
+
+    assert [record["step"] for record in read_metrics("s3://bucket/runs/tiny")] == list(range(1, 60, 2))
+    assert len(checkpoint.list_checkpoints("s3://bucket/runs/tiny")) == 2
+    assert scaleaudio.load("s3://bucket/runs/tiny").step == 60
+    assert any("tensorboard/" in url for url in storage.list_files("s3://bucket/runs/tiny"))

@@ -1,0 +1,206 @@
+"""The objectives against their formulas, written out clip by clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from torch import Tensor
+
+from scaleaudio.objectives import BYOL, BYOLConfig, HeadConfig, InfoNCE, InfoNCEConfig, Pairs, gather
+from scaleaudio.types import World
+
+ONE = World()
+B, D = 5, 7
+TINY = HeadConfig(hidden_dim=6, output_dim=D, norm="layer")
+
+
+def vectors(seed: int) -> Tensor:
+    return torch.randn(B, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def s(a_D: Tensor, b_D: Tensor) -> Tensor:
+    return a_D @ b_D / (a_D.norm() * b_D.norm())
+
+
+# infonce
+
+
+def infonce(config: InfoNCEConfig, a: Tensor, p: Tensor, n: Tensor | None, valid: list[bool]) -> Tensor:
+    """The docstring's formula, one clip at a time."""
+    losses = []
+    for one, other in ((a, p), (p, a)):
+        for i in range(B):
+            total = sum(torch.exp(s(one[i], other[j]) / config.temperature) for j in range(B))
+            if n is not None and valid[i]:
+                negative = torch.exp(config.alpha * s(one[i], n[i]) / config.temperature)
+                total = total + config.negative_weight * negative
+            losses.append(-torch.log(torch.exp(s(one[i], other[i]) / config.temperature) / total))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("with_negatives", [True, False])
+@pytest.mark.parametrize("config", [InfoNCEConfig(), InfoNCEConfig(temperature=0.5, alpha=0.3, negative_weight=2.0)])
+def test_infonce_is_its_formula(config: InfoNCEConfig, with_negatives: bool) -> None:
+    a, p, n = vectors(0), vectors(1), vectors(2)
+    valid_B = torch.tensor([True, False, True, True, False])
+    pairs = Pairs(a, p, n if with_negatives else None, valid_B if with_negatives else None, None, None)
+    expected = infonce(config, a, p, n if with_negatives else None, valid_B.tolist())
+    torch.testing.assert_close(InfoNCE(config)(pairs, ONE, [B]), expected)
+
+
+def test_the_gradient_of_infonce_is_that_of_finite_differences() -> None:
+    valid_B = torch.tensor([True, False, True, True, False])
+    inputs = [vectors(seed).requires_grad_() for seed in range(3)]
+
+    def loss(a: Tensor, p: Tensor, n: Tensor) -> Tensor:
+        return InfoNCE(InfoNCEConfig())(Pairs(a, p, n, valid_B, None, None), ONE, [B])  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_an_invalid_negative_has_no_gradient_and_a_valid_one_is_pushed_away() -> None:
+    a, p, n = vectors(0), vectors(1), vectors(2).requires_grad_()
+    valid_B = torch.tensor([True, False, True, True, True])
+    InfoNCE(InfoNCEConfig())(Pairs(a, p, n, valid_B, None, None), ONE, [B]).backward()
+    assert n.grad is not None and n.grad[1].abs().max() == 0
+    moved = n.detach() - 1e-3 * n.grad
+    assert s(moved[0], a[0]) + s(moved[0], p[0]) < s(n[0], a[0]) + s(n[0], p[0])
+
+
+def test_infonce_is_finite_at_any_scale_and_lowest_when_pairs_agree() -> None:
+    objective = InfoNCE(InfoNCEConfig(temperature=0.01))
+    a = torch.eye(B, D)
+    agree = objective(Pairs(1e4 * a, a, -a, torch.ones(B, dtype=torch.bool), None, None), ONE, [B])
+    worst = objective(Pairs(a, -a, a, torch.ones(B, dtype=torch.bool), None, None), ONE, [B])
+    assert float(agree) == pytest.approx(0, abs=1e-5) and 100 < float(worst) < 1000
+
+
+# byol
+
+
+def byol(margin: float = 0.2, weight: float = 1.0) -> BYOL:
+    torch.manual_seed(0)
+    return BYOLConfig(margin=margin, negative_weight=weight, projector=TINY, predictor=TINY).build().double()
+
+
+def byol_pairs(n: Tensor | None = None, valid: list[bool] | None = None) -> Pairs:
+    flags = None if valid is None else torch.tensor(valid)
+    return Pairs(vectors(0), vectors(1), n, flags, vectors(3), vectors(4))
+
+
+def test_byol_is_its_formula() -> None:
+    objective, n, valid = byol(margin=0.3, weight=2.0), vectors(2), [True, True, False, True, True]
+    a, p, _, _, target_a, target_p = byol_pairs()
+    q = objective.predictor
+    expected = []
+    for i in range(B):
+        loss = 2 - 2 * s(q(a[i]), target_p[i]) + 2 - 2 * s(q(p[i]), target_a[i])
+        hinge = torch.relu(s(a[i], n[i]) - s(a[i], p[i]) + 0.3)
+        expected.append(loss + (2.0 * hinge if valid[i] else 0))
+    torch.testing.assert_close(objective(byol_pairs(n, valid), ONE, [B]), torch.stack(expected).mean())
+
+
+def test_the_hinge_is_bounded_and_has_no_pull_where_the_margin_is_kept() -> None:
+    """A bare minus cosine would go on pulling for ever."""
+    a = vectors(0)
+    all_valid = torch.ones(B, dtype=torch.bool)
+    for n, p in ((a, -a), (1e6 * a, -a), (1e-6 * a, a)):
+        negative = n.clone().requires_grad_()
+        pairs = Pairs(a, p, negative, all_valid, vectors(3), vectors(4))
+        base = byol()(pairs._replace(negative_BD=None, valid_B=None), ONE, [B])
+        assert 0 <= float((byol()(pairs, ONE, [B]) - base).detach()) <= 2 + 0.2 + 1e-9
+    far = (-a).requires_grad_()
+    pairs = Pairs(a, a, far, all_valid, vectors(3), vectors(4))
+    byol()(pairs, ONE, [B]).backward()
+    assert far.grad is not None and far.grad.abs().max() == 0
+
+
+def test_the_hinge_does_not_push_positives_apart_or_together() -> None:
+    p = vectors(1).requires_grad_()
+    objective, valid = byol(), torch.ones(B, dtype=torch.bool)
+    for negative in (None, vectors(2)):
+        pairs = Pairs(vectors(0), p, negative, None if negative is None else valid, vectors(3), vectors(4))
+        objective(pairs, ONE, [B]).backward()
+    assert p.grad is not None
+    with_hinge = p.grad.clone()
+    p.grad = None
+    objective(Pairs(vectors(0), p, None, None, vectors(3), vectors(4)), ONE, [B]).backward()
+    torch.testing.assert_close(with_hinge, 2 * p.grad)
+
+
+def test_targets_get_no_gradient_and_the_predictor_does() -> None:
+    objective = byol()
+    targets = [vectors(3).requires_grad_(), vectors(4).requires_grad_()]
+    objective(Pairs(vectors(0).requires_grad_(), vectors(1), None, None, *targets), ONE, [B]).backward()
+    assert all(target.grad is None for target in targets)
+    assert all(p.grad is not None and p.grad.abs().any() for p in objective.predictor.parameters())
+
+
+def test_losses_are_computed_in_float32_whatever_the_encoder_gives() -> None:
+    pairs = Pairs(*(vectors(seed).bfloat16() for seed in range(3)), torch.ones(B).bool(), vectors(3).half(), None)
+    single = pairs.float()
+    vectors_BD = (single.anchor_BD, single.positive_BD, single.negative_BD, single.target_anchor_BD)
+    assert [None if z is None else z.dtype for z in vectors_BD] == [torch.float32] * 4
+    assert single.valid_B is pairs.valid_B and single.target_positive_BD is None
+
+
+# heads
+
+
+def test_a_head_has_one_hidden_layer_and_its_norm() -> None:
+    kinds = [type(layer).__name__ for layer in HeadConfig().build(10)]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert type(HeadConfig(norm="layer").build(10)[1]).__name__ == "LayerNorm"
+    assert HeadConfig(hidden_dim=6, output_dim=7).build(10, 3)(torch.randn(4, 10)).shape == (4, 3)
+
+
+# Several workers.
+
+COUNTS = [1, 3, 1]  # uneven: gloo would abort without padding
+
+
+def own_rows(world: World) -> slice:
+    start = sum(COUNTS[: world.rank])
+    return slice(start, start + COUNTS[world.rank])
+
+
+def gathered_and_losses(world: World, folder: Path) -> dict[str, Tensor]:
+    """What three workers with uneven parts of one batch find."""
+    rows = own_rows(world)
+    keys = vectors(0)[rows].requires_grad_()
+    whole = gather(keys, world, COUNTS)
+    # Each worker weighs the gathered rows in its own way; each row's gradient is the sum of all weights.
+    weight = (world.rank + 1.0) * torch.arange(1.0, B + 1, dtype=torch.float64)[:, None]
+    (whole * weight).sum().backward()  # type: ignore[no-untyped-call]
+    inputs = [vectors(seed)[rows].requires_grad_() for seed in range(3)]
+    valid_B = torch.tensor([True, False, True, True, False])[rows]
+    loss = InfoNCE(InfoNCEConfig())(Pairs(*inputs, valid_B, None, None), world, COUNTS)
+    loss.backward()
+    grads = [x.grad for x in inputs if x.grad is not None]
+    assert keys.grad is not None
+    return {"whole": whole.detach(), "keys_grad": keys.grad, "loss": loss.detach(), "grads": torch.stack(grads)}
+
+
+def test_uneven_workers_gather_with_gradient_and_agree_with_one(tmp_path: Path) -> None:
+    found = ranks.run(__file__, "gathered_and_losses", size=3, folder=tmp_path)
+    rows = torch.arange(1.0, B + 1, dtype=torch.float64)[:, None].expand(B, D)
+    for rank, part in enumerate(found):
+        assert torch.equal(part["whole"], vectors(0))
+        assert torch.equal(part["keys_grad"], 6 * rows[own_rows(World(rank, 3))])
+
+    inputs = [vectors(seed).requires_grad_() for seed in range(3)]
+    valid_B = torch.tensor([True, False, True, True, False])
+    loss = InfoNCE(InfoNCEConfig())(Pairs(*inputs, valid_B, None, None), ONE, [B])
+    loss.backward()
+    torch.testing.assert_close(sum(part["loss"] for part in found) / 3, loss.detach())
+    # The mean over workers is what an engine makes of gradients.
+    together = torch.cat([part["grads"] for part in found], dim=1) / 3
+    torch.testing.assert_close(together, torch.stack([x.grad for x in inputs if x.grad is not None]))
+
+
+def test_one_worker_gathers_nothing() -> None:
+    keys = vectors(0)
+    assert gather(keys, ONE, [B]) is keys
