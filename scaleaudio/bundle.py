@@ -1,4 +1,4 @@
-"""A trained encoder on disk, and `load`: plain torch, with no Ray, DeepSpeed, WebDataset or pyarrow.
+"""A trained encoder on disk, and `load`: torch and torchaudio, with no Ray, DeepSpeed, WebDataset or pyarrow.
 
     BUNDLE/config.json           the parts of the config that the encoder needs, and what it was trained on
            encoder.safetensors   front-end constants and encoder weights
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scaleaudio import __version__
@@ -157,8 +158,13 @@ def _from_checkpoint(path: str) -> AudioEncoder:
     from scaleaudio.data import storage
 
     if storage.exists(storage.join(path, "meta.json")):
-        meta = checkpoint.read_meta(path)
-        tensors = checkpoint.read_tensors(path, meta)
+        try:
+            meta = checkpoint.read_meta(path)
+            tensors = checkpoint.read_tensors(path, meta)
+        except checkpoint.TORN as error:
+            raise InputError(
+                f"{path}: damaged ({error}). Give the run folder: it takes the newest whole one."
+            ) from error
     else:
         found = checkpoint.newest(path)
         if found is None:
@@ -175,6 +181,9 @@ def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], step:
 
 
 def _filled(task: dict[str, Any], weights: Mapping[str, Tensor], step: int) -> AudioEncoder:
-    fresh = untrained(TaskConfig.model_validate(task))
-    fresh.load_state_dict(weights)
+    try:
+        fresh = untrained(TaskConfig.model_validate(task))
+        fresh.load_state_dict(weights)
+    except (ValidationError, RuntimeError) as error:
+        raise InputError(f"config and weights of the encoder do not fit each other: {error}") from error
     return AudioEncoder(fresh.config, fresh.frontend, fresh.encoder, step)

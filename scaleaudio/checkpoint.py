@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 _STEP = re.compile(r"step-(\d{8,})(?:\?.*)?$")  # a query may end the URL of an object store
 _META = re.compile(r"/meta\.json(?=\?|$)")
 
-_TORN = (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)
+TORN = (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,35 @@ def read_tensors(url: str, meta: Meta) -> Mapping[str, Tensor]:
     for part in meta.parts:
         data = storage.read_bytes(storage.join(url, part.name))
         if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise OSError(f"{url}/{part.name}: {len(data)} bytes that differ from the {part.num_bytes} written")
+            raise OSError(
+                f"{storage.join(url, part.name)}: its sha256 is not meta.json's ({len(data)} of {part.num_bytes} bytes)"
+            )
         tensors |= safetensors.torch.load(data)
     return tensors
 
 
+def newest_meta(run_url: str) -> Meta | None:
+    """What the newest checkpoint with a readable meta.json says of itself; None where there is none."""
+    for url in reversed(list_checkpoints(run_url)):
+        try:
+            return read_meta(url)
+        except TORN:
+            continue
+    return None
+
+
 def newest(run_url: str) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
-    """The newest whole checkpoint with its tensors, and a line for each torn one passed over; None where none is."""
+    """The newest whole checkpoint with its tensors, and a line for each torn one passed over; None where none is.
+
+    Raises:
+        InputError: when there are checkpoints and all are torn.
+    """
     torn: list[str] = []
     for url in reversed(list_checkpoints(run_url)):
         try:
             meta = read_meta(url)
             return meta, read_tensors(url, meta), torn
-        except _TORN as error:
+        except TORN as error:
             torn.append(f"{url}: torn checkpoint passed over ({type(error).__name__}: {error})")
     if torn:
         raise InputError(f"{run_url}: no checkpoint is whole ({torn[0]}). Start anew with --fresh.")
@@ -174,5 +190,5 @@ def prune(run_url: str, keep_last: int, keep_best: int) -> None:
 def _score(url: str) -> float | None:
     try:
         return read_meta(url).score
-    except _TORN:
+    except TORN:
         return None

@@ -59,6 +59,14 @@ def _fail(error: Exception, code: int, debug: bool, cause: Exception | None = No
     sys.exit(code)
 
 
+def _local_folder(out: Path) -> Path:
+    if ":/" in str(out):
+        raise InputError(f"{out}: expected a local folder. Write it here and copy it there afterwards.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; expected a folder to write to. Give another.")
+    return out
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(__version__)
@@ -82,7 +90,7 @@ def synth(
     """Write the built-in labelled corpus: no download, same bytes for the same seed."""
     from scaleaudio.data.synth import synth as write
 
-    write(out, clips, seed, progress=True)
+    write(out, clips, seed, progress=sys.stderr.isatty())
     print(f"{clips} clips in {out}")
 
 
@@ -185,8 +193,8 @@ def evaluate(
     train: Annotated[list[str] | None, typer.Option(help="training rows, such as 'group=v16'")] = None,
     test: Annotated[list[str] | None, typer.Option(help="test rows")] = None,
     baselines: Annotated[bool, typer.Option(help="also score mel statistics and the untrained encoder")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for scores.json, scores.md and scores.png")] = None,
-    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="folder for scores.json, scores.md and scores.png")] = Path("evaluation"),
+    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap and of the folds in which C is chosen")] = 0,
 ) -> None:
     """Score an encoder on labelled folders: kNN and linear probe, with 95 % intervals."""
     from rich.console import Console
@@ -196,14 +204,14 @@ def evaluate(
     from scaleaudio.evaluate import evaluate as score
     from scaleaudio.report import scores as report
 
+    folder = _local_folder(out)
     asked = parse_tasks(tasks, label=label, train=train or (), test=test or ())
     encoder = bundle.load(model)
     models: dict[str, Any] = {Path(model).name: encoder}
     if baselines:
         models = {"mel mean + std": MelStatistics(), "untrained": bundle.untrained(encoder.config), **models}
-    results = score(models, asked, seed=seed, progress=True)
+    results = score(models, asked, seed=seed, progress=sys.stderr.isatty())
     Console(width=None if sys.stdout.isatty() else 120).print(report.score_table(results))
-    folder = out or Path("evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(results, folder / "scores.json")
     report.draw_scores(results, folder / "scores.png")
@@ -216,9 +224,10 @@ def export(
     model: Annotated[str, typer.Argument(help="run folder or checkpoint")],
     out: Annotated[Path, typer.Argument(help="folder to write")],
 ) -> None:
-    """Write a self-contained encoder: `scaleaudio.load(OUT)` needs plain torch only."""
+    """Write a self-contained encoder: `scaleaudio.load(OUT)` needs torch and torchaudio, no cluster."""
     from scaleaudio import bundle
 
+    _local_folder(out)
     print(bundle.save(bundle.load(model), out))
 
 
@@ -238,8 +247,17 @@ def show_negatives(
 
     loaded = load(config, parse_overrides(overrides or []))
     stream = loaded.build_stream()
-    loaded = loaded.model_copy(update={"frontend": with_constants(loaded.frontend, stream)})
-    encoder = bundle.load(model) if model else bundle.untrained(loaded)
+    if model is None:
+        loaded = loaded.model_copy(update={"frontend": with_constants(loaded.frontend, stream)})
+        encoder = bundle.untrained(loaded)
+    else:
+        encoder = bundle.load(model)
+        if encoder.sample_rate_hz != loaded.frontend.sample_rate_hz:
+            raise InputError(
+                f"{model}: takes {encoder.sample_rate_hz} Hz, {config} gives {loaded.frontend.sample_rate_hz} Hz. Set "
+                f"frontend.sample_rate_hz={encoder.sample_rate_hz}."
+            )
+        loaded = loaded.model_copy(update={"frontend": encoder.config.frontend})
     batch = next(stream.batches(0))
     stream.close()
     for clip in range(min(clips, len(batch.key_B))):

@@ -1,7 +1,7 @@
 """The whole run in one frozen tree, and the one way to change it.
 
-`load` reads a YAML file, `override` sets keys by their dotted names, `dump` writes what came out. The command line, a
-sweep's trial and a test all go through `override`.
+`load` reads a YAML file, `override` sets keys by their dotted names, `dump` writes what came out. The command line
+and a test go through the same `override`.
 """
 
 from __future__ import annotations
@@ -67,8 +67,6 @@ class Config(TaskConfig):
                 f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_batch} clip a "
                 "lane: mixup needs a partner in the lane. Halve data.lanes, or set views.mixup to null."
             )
-        if self.negatives.kind == "hardest_of_k":
-            self.negatives.check(self.views, self.frontend.num_mels, self.num_frames)
         if ":" not in self.encoder.kind:  # anyone's own is built by the workers alone
             with torch.device("meta"):
                 self.build_encoder()

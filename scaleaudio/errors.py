@@ -1,4 +1,4 @@
-"""The two ways in which what a user gives can be wrong."""
+"""Wrong input, an unusable clip, and a run that failed."""
 
 
 class InputError(ValueError):

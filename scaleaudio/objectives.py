@@ -8,7 +8,7 @@ a the anchors, p the positives, n each anchor's own adversarial negative.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -74,7 +74,7 @@ class InfoNCEConfig(Settings):
     alpha: Annotated[float, Field(ge=0)] = 1.0
     negative_weight: Annotated[float, Field(gt=0)] = 8.0
     projector: HeadConfig = HeadConfig()
-    needs_target: Literal[False] = False
+    needs_target: ClassVar[bool] = False
 
     def build(self) -> InfoNCE:
         """The objective module."""
@@ -89,7 +89,7 @@ class BYOLConfig(Settings):
     negative_weight: Annotated[float, Field(gt=0)] = 1.0
     projector: HeadConfig = HeadConfig(hidden_dim=4096, output_dim=256)
     predictor: HeadConfig = HeadConfig(hidden_dim=4096, output_dim=256)
-    needs_target: Literal[True] = True
+    needs_target: ClassVar[bool] = True
 
     def build(self) -> BYOL:
         """The objective module."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,12 @@ class TaskConfig(Settings):
         parts = {name: part for name, part in tree.items() if kinds.get(name) and isinstance(part, dict)}
         return tree | {name: {"kind": kinds[name]} | part for name, part in parts.items()}
 
+    @model_validator(mode="after")
+    def _negatives_lie_outside_the_positives(self) -> Self:
+        if isinstance(self.negatives, HardestOfK):
+            self.negatives.check(self.views, self.frontend.num_mels, self.num_frames)
+        return self
+
     @property
     def clip_samples(self) -> int:
         """Samples in one training crop (T)."""
@@ -75,7 +81,7 @@ class PretrainTask(nn.Module):
     """Batch -> Losses."""
 
     def __init__(self, config: TaskConfig, world: World) -> None:
-        """Raises ValueError for a strength that the views or the spectrogram's size do not allow."""
+        """Draws the weights; they depend on the config's seed only."""
         super().__init__()
         self.config = config
         self.world = world
@@ -92,7 +98,6 @@ class PretrainTask(nn.Module):
         self.adversary = None
         if config.negatives.active:
             assert isinstance(config.negatives, HardestOfK)
-            config.negatives.check(config.views, config.frontend.num_mels, config.num_frames)
             self.adversary = config.negatives.build(config.views)
 
     def forward(self, batch: Batch) -> Losses:
@@ -204,15 +209,12 @@ def _evaluating_norms(module: nn.Module) -> Iterator[None]:
 def _own_statistics(module: nn.Module) -> Iterator[None]:
     """The batch at hand is normalised by its own statistics and leaves no trace in the running ones."""
     norms = _norms(module)
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
-        norm.running_mean = norm.running_var = None
     try:
         yield
     finally:
-        for norm, (mean, var) in zip(norms, kept, strict=True):
-            norm.running_mean, norm.running_var = mean, var
+        for norm in norms:
             norm.track_running_stats = True
 
 

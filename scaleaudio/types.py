@@ -5,6 +5,8 @@ Tensors end in their axes:
     B clips on this rank   G clips in the global batch   T samples of a waveform
     F mel bins             S spectrogram frames          D embedding width
     K candidates           L lanes of the stream
+    C channels             N rows of several batches put together, or a plain count
+    R rows of a table of displacement maps, Q its families
 
 so `wave_BT` is a batch of waveforms and `mel_BFS` a batch of spectrograms.
 """

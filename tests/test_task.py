@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,9 +101,18 @@ def test_a_step_depends_on_seed_and_step_alone() -> None:
     one = changed.build()(batch(changed)).total
     torch.manual_seed(2)
     assert torch.equal(one, changed.build()(batch(changed)).total)
-    later = batch(changed)
-    later = type(later)(later.wave_BT, later.key_B, later.slot_B, 1, later.global_batch, later.lane_batch)
-    assert not torch.equal(one, changed.build()(later).total)  # the same clips, other views
+    same_clips_later = replace(batch(changed), step=1)
+    assert not torch.equal(one, changed.build()(same_clips_later).total)
+
+
+def test_dropout_is_drawn_anew_at_every_step_and_on_every_worker() -> None:
+    views = {"views": {"mixup": None, "resize_crop": None, "fader": None}}
+    changed = config(AUDIO_NTT, BYOL, NO_NEGATIVES, views)
+    task = changed.build()
+    one = task(batch(changed)).embedding_BD
+    assert torch.equal(one, task(batch(changed)).embedding_BD)
+    assert not torch.equal(one, task(replace(batch(changed), step=1)).embedding_BD)
+    assert not torch.equal(one, changed.build(World(1, 2))(batch(changed)).embedding_BD)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -65,7 +65,9 @@ def index(
     if not entries:
         raise InputError(f'"{url}": no .tar shards here (compressed tars cannot be read at an offset: unpack them)')
     if storage.exists(storage.join(folder, INDEX_NAME)) and not replace:
-        raise InputError(f'"{folder}" has an {INDEX_NAME} already. Remove it first, or write elsewhere with --out')
+        raise InputError(
+            f'"{folder}" has an {INDEX_NAME} already. Replace it with --replace, or write elsewhere with --out'
+        )
     rows: list[dict[str, Any]] = []
     rejects: list[tuple[str, str]] = []
     for entry in track(entries, "index", disable=not progress):

@@ -1,4 +1,4 @@
-"""WebDataset tars: written with the index rows that find each clip again, made by others and indexed, verified.
+"""WebDataset tars: written with the index rows that find each clip again, and verified.
 
 A shard is a plain tar: `KEY.flac` and `KEY.json`, sample after sample; any WebDataset reader reads it.
 """

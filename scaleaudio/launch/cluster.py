@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -49,17 +50,23 @@ def cluster(config: LaunchConfig, *, debug: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def workers(config: LaunchConfig) -> tuple[int, bool]:
+def workers(config: LaunchConfig, num_lanes: int) -> tuple[int, bool]:
     """How many workers, and whether each gets a GPU: "auto" is one a GPU, or one where there is none.
 
     Raises:
-        InputError: when a Ray of this machine alone will never have what they need: they would wait for ever.
+        InputError: when there are more workers than lanes, or when a Ray of this machine alone will never have
+            what they need: they would wait for ever.
     """
     there = ray.cluster_resources()
     num_gpus = int(there.get("GPU", 0))
     use_gpu = num_gpus > 0
     num_workers = max(1, num_gpus) if config.workers == "auto" else config.workers
-    if "RAY_ADDRESS" not in os.environ:  # other clusters may grow
+    if num_workers > num_lanes:
+        raise InputError(
+            f"data.lanes {num_lanes}: {num_workers} workers need at least {num_workers} lanes. Raise data.lanes (it "
+            "must divide data.global_batch) or lower launch.workers."
+        )
+    if os.environ.get("RAY_ADDRESS", "local") == "local":  # other clusters may grow
         for name, each in per_worker(config, use_gpu).items():
             if num_workers * each > there.get(name, 0):
                 raise InputError(
@@ -67,6 +74,15 @@ def workers(config: LaunchConfig) -> tuple[int, bool]:
                     f"{there.get(name, 0):g} here. Lower launch.workers, or set RAY_ADDRESS to a cluster that has them."
                 )
     return num_workers, use_gpu
+
+
+def check_engine(config: LaunchConfig) -> None:
+    """Raises InputError where the engine that the config asks for is not installed."""
+    if config.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise InputError(
+            "launch.engine deepspeed: not installed (it comes for Linux on x86-64 only). Set launch.engine=plain: it "
+            "trains the same."
+        )
 
 
 def per_worker(config: LaunchConfig, use_gpu: bool) -> dict[str, float]:

@@ -103,8 +103,11 @@ class DeepSpeedEngine:
             group["lr"] = rate
         losses = engine(batch)
         engine.backward(losses.total)
+        grads = [p.grad for p in self.task.parameters() if p.grad is not None] if self._stage == 0 else []
+        own_norm = nn.utils.get_total_norm(grads)  # stage 0 clips, and keeps no norm
         engine.step()
-        return Stepped(losses, torch.as_tensor(engine.get_global_grad_norm() or 0.0).detach())
+        grad_norm = own_norm if self._stage == 0 else torch.as_tensor(engine.get_global_grad_norm())
+        return Stepped(losses, grad_norm.detach())
 
     def _update_target(self, momentum: float) -> None:
         if self.task.target is None:

@@ -17,7 +17,8 @@ from scaleaudio import __version__, checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data import storage
 from scaleaudio.data.normalise import with_constants
-from scaleaudio.errors import InputError, RunFailed
+from scaleaudio.data.stream import check_fingerprint
+from scaleaudio.errors import RunFailed
 from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import run_folder
 from scaleaudio.launch.monitor import Event, Monitor
@@ -60,22 +61,30 @@ def pretrain(
     given = {"data.url": config.data.url, "the run folder": run_url}
     run_url = storage.absolute(run_url)
     data = config.data.model_copy(update={"url": storage.absolute(config.data.url)})
+    clusters.check_engine(config.launch)
     stream = config.build_stream()
     _check_probe(config)
+    config = config.model_copy(update={"data": data})
     if fresh:
-        run_folder.delete(run_url)
-    config = run_folder.resume_config(config.model_copy(update={"data": data}), run_url)
-    done = checkpoint.list_checkpoints(run_url)
-    if done and checkpoint.step_of(done[-1]) >= config.schedule.steps:
-        return Outcome(run_url, checkpoint.step_of(done[-1]), finished=True)
+        run_folder.refuse_foreign(run_url, "what --fresh may delete")
+    else:
+        config = run_folder.resume_config(config, run_url)
+        done = checkpoint.newest_meta(run_url)
+        if done is not None:
+            check_fingerprint(done.fingerprint, stream.fingerprint())
+            if done.step >= config.schedule.steps:
+                return Outcome(run_url, done.step, finished=True)
     with ThreadPoolExecutor(1) as beside:  # the front-end's constants are measured while Ray starts
         measuring = beside.submit(with_constants, config.frontend, stream)
         with clusters.cluster(config.launch, debug=debug):
             clusters.refuse_relative(given)
+            placement = clusters.workers(config.launch, config.data.lanes)
             config = config.model_copy(update={"frontend": measuring.result()})
+            if fresh:
+                storage.delete_tree(run_url)
             run_folder.begin(config, run_url, _environment())
             stop_at = None if max_hours is None else began + 3600 * max_hours
-            ended = _run_workers(config, {"run_url": run_url, "began": began, "stop_at": stop_at}, on_event)
+            ended = _run_workers(config, placement, {"run_url": run_url, "began": began, "stop_at": stop_at}, on_event)
     if ended["failure"]:
         raise RunFailed(ended["failure"])
     return Outcome(run_url, ended["step"], finished=ended["step"] >= config.schedule.steps)
@@ -83,20 +92,22 @@ def pretrain(
 
 def _check_probe(config: Config) -> None:
     if config.checkpoint.probe is not None:
+        from scaleaudio.evaluate.split import plan_task
         from scaleaudio.evaluate.tasks import parse_tasks, read_labels
 
-        read_labels(parse_tasks([config.checkpoint.probe])[0].table_path)
+        for task in parse_tasks([config.checkpoint.probe]):
+            plan_task(task, read_labels(task.table_path))
 
 
-def _run_workers(config: Config, settings: dict[str, Any], on_event: Callable[[Event], None]) -> Event:
+def _run_workers(
+    config: Config, placement: tuple[int, bool], settings: dict[str, Any], on_event: Callable[[Event], None]
+) -> Event:
     """Trains on the cluster that is connected; gives the event that the workers ended with."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    num_workers, use_gpu = clusters.workers(config.launch)
-    if num_workers > config.data.lanes:
-        raise InputError(f"data.lanes {config.data.lanes}: {num_workers} workers need at least as many lanes")
+    num_workers, use_gpu = placement
     monitor = ray.remote(Monitor).options(num_cpus=0, label_selector=clusters.this_node()).remote()
     # Ray's own bookkeeping lies beside ours; a name of its own keeps it from resuming by itself.
     filesystem, ray_path = storage.open_url(storage.join(settings["run_url"], "ray"))

@@ -48,16 +48,6 @@ def begin(config: Config, run_url: str, environment: dict[str, Any]) -> None:
     storage.write_atomic(storage.join(run_url, ENVIRONMENT), json.dumps(environment, indent=1).encode())
 
 
-def delete(run_url: str) -> None:
-    """Deletes the run; nothing happens where there is none.
-
-    Raises:
-        InputError: when the folder holds anything but a run.
-    """
-    refuse_foreign(run_url, "what --fresh may delete")
-    storage.delete_tree(run_url)
-
-
 def refuse_foreign(run_url: str, wanted: str) -> None:
     """Raises InputError where there is something that is no run; `wanted` says what it would be taken for."""
     if storage.exists(run_url) and not storage.is_folder(run_url):

@@ -142,7 +142,7 @@ class Adversary:
     """Draws displacements and searches among them; holds no parameters."""
 
     def __init__(self, config: HardestOfK, views: ViewsConfig) -> None:
-        """An adversary whose strength starts at the views' dead zone and ramps up to the config's."""
+        """An adversary whose strength starts just outside the views' dead zone and ramps up to the config's."""
         self.config = config
         self._edges: dict[Axis, float] = {axis: dead_zone(views, axis) for axis in ("frequency", "time")}
 

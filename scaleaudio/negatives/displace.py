@@ -92,7 +92,7 @@ class Moves:
 
 @lru_cache(maxsize=256)
 def moves(families: tuple[Family, ...], length: int, strength: float, fill: Fill) -> Moves:
-    """All maps of `families` along an axis of `length` places whose strength is the least that is not below `strength`.
+    """Maps of `families` along an axis of `length` places whose strength is the least that is not below `strength`.
 
     Raises:
         ValueError: when a family cannot be displaced that far.
@@ -143,7 +143,10 @@ def _reversals(length: int, strength: float) -> list[list[int]]:
 
 
 def _permutations(length: int, strength: float, num_segments: tuple[int, ...]) -> list[list[int]]:
-    """Equal segments in another order, for every order that reaches the strength with little overshoot."""
+    """Equal segments in another order: up to 64 orders that reach the strength with little overshoot, or the nearest.
+
+    Segments of q places in an order whose positions differ by d have strength sqrt(num q^3 mean(d^2) / length^3).
+    """
     rows = []
     for num in num_segments:
         for order in itertools.permutations(range(num)):

@@ -95,9 +95,8 @@ def _row(
             "time_strength": min(1.0, factor * negatives.time_strength) if axis != "frequency" else 0.0,
         }
         wanted = negatives.model_copy(update={"families": (family,), "num_candidates": 1, **strengths})
-        views = config.views.model_copy(update={"resize_crop": None})  # half strength may lie inside the dead zone
         try:
-            found = wanted.build(views).find(
+            found = wanted.build(config.views).find(
                 anchor_1FS, lambda mel: mel.flatten(1), Draws(config.seed, one, torch.device("cpu"))
             )
         except ValueError:

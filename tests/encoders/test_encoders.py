@@ -212,7 +212,6 @@ def test_an_own_encoder_that_cannot_be_used_is_named(kind: str, message: str) ->
     ("keys", "message"),
     [
         ({"kind": "nope"}, "'audio_ntt', 'audio_ntt_v2', 'resnet', 'own'"),
-        ({"kind": "audio_ntt_v2", "embedding_dim": 1024}, "needs more than that; 3072 is the published size"),
         ({"kind": "resnet", "widths": ()}, "at least 1 item"),
         ({"kind": "resnet", "embedding_dim": 3}, "Extra inputs are not permitted"),
     ],
@@ -220,6 +219,11 @@ def test_an_own_encoder_that_cannot_be_used_is_named(kind: str, message: str) ->
 def test_an_encoder_that_is_none_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         build(**keys)
+
+
+def test_v2_refuses_an_embedding_that_its_features_fill() -> None:
+    with pytest.raises(ValueError, match="embedding_dim 1024: audio_ntt_v2 on 64 mels keeps 1024 features"):
+        build(kind="audio_ntt_v2", embedding_dim=1024)
 
 
 def test_mel_bins_that_the_pooling_does_not_divide_are_refused() -> None:

@@ -29,17 +29,17 @@ def test_a_ray_that_is_there_is_used_and_left_running() -> None:
 
 
 def test_auto_is_one_worker_where_there_is_no_gpu() -> None:
-    assert workers(LaunchConfig()) == (1, False)
+    assert workers(LaunchConfig(), 4) == (1, False)
 
 
 def test_more_workers_than_this_machine_serves_are_refused_instead_of_waited_for() -> None:
     with pytest.raises(InputError, match=r"launch.workers 99: they need 99 CPU, Ray has 4 here"):
-        workers(LaunchConfig(workers=99))
+        workers(LaunchConfig(workers=99), 240)
 
 
 def test_a_cluster_elsewhere_may_still_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://somewhere:10001")
-    assert workers(LaunchConfig(workers=99)) == (99, False)
+    assert workers(LaunchConfig(workers=99), 240) == (99, False)
 
 
 def test_fewer_lanes_than_workers_are_refused(tiny: Callable[..., Config], tmp_path: Path) -> None:

@@ -50,12 +50,24 @@ def train(world: World, kind: str, run: Path, start: int, stop: int) -> list[Ten
 def several(world: World, folder: Path) -> dict[str, Any]:
     """What each of several workers finds: gradients, and a run that it begins."""
     found: dict[str, Any] = {kind: gradients(world, kind) for kind in KINDS}
-    return found | {f"{kind} losses": train(world, kind, folder / kind, 0, K) for kind in KINDS}
+    found |= {f"{kind} losses": train(world, kind, folder / kind, 0, K) for kind in KINDS}
+    with_batch_norm = PlainEngine(config().build(world), OptimizerConfig())
+    with_batch_norm.step(batch(with_batch_norm.task.config, 0, world))
+    return found | {"batch norm": {name: tensor.clone() for name, tensor in with_batch_norm.tensors()}}
+
+
+def assert_same_everywhere(models: list[dict[str, Tensor]]) -> None:
+    """Every worker holds the same model, running statistics included."""
+    running = {name: t for name, t in models[0].items() if name.endswith("running_mean")}
+    assert running and all(t.abs().max() > 0 for t in running.values())
+    for model in models[1:]:
+        assert all(torch.equal(model[name], tensor) for name, tensor in models[0].items())
 
 
 @pytest.mark.parametrize("size", [2, 3])  # 3 workers have uneven shares of 4 lanes
 def test_workers_learn_what_one_worker_learns_and_hand_over_to_it(size: int, tmp_path: Path) -> None:
     found = ranks.run(__file__, "several", size=size, folder=tmp_path)
+    assert_same_everywhere([part["batch norm"] for part in found])
     for kind in KINDS:
         loss, grads = gradients(World(), kind)
         for part in found:
