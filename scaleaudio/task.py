@@ -116,9 +116,7 @@ class PretrainTask(nn.Module):
             embedding_ND, negative_BD = self._embed(mel_NFS, found)
             pairs = self._project(embedding_ND, negative_BD, found, target_ND)
         pairs = pairs.float()
-        counts = [
-            len(World(r, self.world.size).share(batch.num_lanes)) * batch.lane_batch for r in range(self.world.size)
-        ]
+        counts = self.world.counts(batch.num_lanes, batch.lane_batch)
         total = self.objective(pairs, self.world, counts)
         parts = _watch(pairs, embedding_ND.detach().float(), negative_BD, found)
         return Losses(total, {"loss": total.detach(), **parts}, embedding_ND[: len(mel_BFS)].detach().float())

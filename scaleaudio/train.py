@@ -84,12 +84,21 @@ class StepReport:
     key_B: tuple[str, ...]
     rejects: tuple[Reject, ...]
 
-    def metrics(self) -> dict[str, float]:
-        """The scalars of the step, with the collapse watch; waits for the device."""
+    def metrics(self, embedding_GD: Tensor | None = None) -> dict[str, float]:
+        """The scalars of the step, with the collapse watch; waits for the device.
+
+        Args:
+            embedding_GD: the embeddings to watch, where there are more than this rank's.
+        """
         losses, grad_norm = self.stepped
         read = {name: float(value) for name, value in losses.parts.items()} | {"grad_norm": float(grad_norm)}
         timing = {"learning_rate": self.learning_rate, "data_wait_seconds": self.data_wait_seconds}
-        return read | collapse_watch(losses.embedding_BD) | timing | {"step_seconds": self.step_seconds}
+        return (
+            read
+            | collapse_watch(losses.embedding_BD if embedding_GD is None else embedding_GD)
+            | timing
+            | {"step_seconds": self.step_seconds}
+        )
 
 
 def check_finite(report: StepReport, metrics: dict[str, float]) -> str | None:

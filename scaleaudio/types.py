@@ -48,6 +48,10 @@ class World:
             )
         return range(self.rank * num_lanes // self.size, (self.rank + 1) * num_lanes // self.size)
 
+    def counts(self, num_lanes: int, lane_batch: int) -> list[int]:
+        """How many clips each rank has in a step."""
+        return [len(World(rank, self.size).share(num_lanes)) * lane_batch for rank in range(self.size)]
+
 
 @dataclass(frozen=True)
 class Reject:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -16,11 +16,13 @@ import torch.distributed as dist
 from scaleaudio import bundle, checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data.stream import Stream, check_fingerprint
+from scaleaudio.objectives import gather
 from scaleaudio.report.runlog import RunLog
-from scaleaudio.train import Engine, PlainEngine, StepReport, average, check_finite, fit
-from scaleaudio.types import Reject, World
+from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
+from scaleaudio.types import Losses, Reject, World
 
 _COLLAPSED_STD, _COLLAPSED_RANK = 0.05, 2.0
+_WATCHED_CLIPS = 1024
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -84,6 +86,11 @@ class _Interval:
     began: float = field(default_factory=time.perf_counter)
     steps: list[StepReport] = field(default_factory=list)
 
+    def add(self, report: StepReport) -> None:
+        losses, grad_norm = report.stepped
+        scalars = Losses(losses.total.detach(), {}, losses.total.new_empty(0))  # embeddings of many steps are gigabytes
+        self.steps.append(replace(report, stepped=Stepped(scalars, grad_norm)))
+
     def metrics(self, global_batch: int) -> dict[str, float]:
         seconds = time.perf_counter() - self.began
         return {
@@ -138,7 +145,7 @@ class _Run:
         for report in fit(self._engine, self._stream.batches(start_step)):
             self.step = report.step + 1
             self._rejects += [(report.step, reject) for reject in report.rejects]
-            interval.steps.append(report)
+            interval.add(report)
             last = self.step == config.schedule.steps
             reporting = last or self.step % config.launch.report_every_steps == 0
             saving = last or self.step % config.checkpoint.every_steps == 0
@@ -148,7 +155,9 @@ class _Run:
             if failure:  # before anything is written: a checkpoint must not hold what is not finite
                 return failure
             if reporting:
-                metrics, stop = self._shared(report.metrics() | interval.metrics(config.data.global_batch))
+                metrics, stop = self._shared(
+                    report.metrics(self._watched(report)) | interval.metrics(config.data.global_batch)
+                )
                 self._publish(report.step, metrics)
                 interval = _Interval()
                 if stop and not last:
@@ -174,6 +183,13 @@ class _Run:
         average([values], self._engine.world)
         *means, stop = values.tolist()
         return dict(zip(metrics, means, strict=True)), stop > 0
+
+    def _watched(self, report: StepReport) -> torch.Tensor:
+        """Up to about a thousand of the global batch's embeddings, the same on every rank. A collective."""
+        world, order = self._engine.world, self._stream.order
+        stride = -(-order.global_batch // _WATCHED_CLIPS)
+        counts = [-(-count // stride) for count in world.counts(order.lanes, order.lane_batch)]
+        return gather(report.stepped.losses.embedding_BD[::stride], world, counts)
 
     def _wants_to_stop(self) -> bool:
         if self._engine.world.rank != 0:
