@@ -6,7 +6,7 @@ READY := .venv/.ready
 
 .PHONY: help demo check test test-all lock clean
 help:
-	@echo "make demo      corpus, shards, pre-training on 2 workers, scores (8 minutes on 2 cores)"
+	@echo "make demo      corpus, shards, pre-training on 2 workers, scores (4 minutes on 2 cores)"
 	@echo "make check     format, lint, types, layers, lock"
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lock      requirements.lock anew from pyproject.toml"
