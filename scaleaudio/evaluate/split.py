@@ -180,7 +180,7 @@ def _where(mask: npt.NDArray[np.bool_]) -> Rows:
 
 
 def _named(reject: Reject) -> str:
-    return f"{reject.shard or reject.key}: {reject.reason}"
+    return f"{reject.shard}/{reject.key}: {reject.reason}"
 
 
 def _check(plan: Plan) -> None:

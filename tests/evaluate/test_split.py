@@ -78,7 +78,7 @@ def test_unusable_files_leave_both_parts_and_are_kept_by_name() -> None:
         (SPLITS, {"train": ["group=1"], "folds": "group"}, "either folds or"),
         ("label=a b; kind=x y", {}, "no column `split` (train, val, test) and no `fold`"),
         ("label=a b; fold=1 1", {}, "names 1 fold"),
-        ("label=a b; split=train train", {}, "no labelled, readable clip to test on"),
+        ("label=a b; split=train train", {}, "no labelled clip to test on"),
         ("label=a a b; split=train train test", {}, "all 2 training clips have label 'a'"),
     ],
 )
