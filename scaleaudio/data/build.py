@@ -140,12 +140,10 @@ def _changes(before: dict[str, Any], plan: dict[str, Any]) -> str | None:
 def _remove(out: str) -> None:
     if not any(storage.exists(storage.join(out, name)) for name in (BUILD_NAME, WORK)):
         return
-    tars = [
-        url for url in storage.list_files(out, ".tar") if re.fullmatch(r"shard-\d+-\d+\.tar", url.rpartition("/")[2])
-    ]
+    written = re.compile(r"/(samples/)?shard-\d+-\d+\.(tar|parquet)$")
     for url in [
-        *tars,
-        *(storage.join(out, n) for n in ("samples", INDEX_NAME, REJECTS_NAME, PARTS_NAME, BUILD_NAME, WORK)),
+        *(url for url in storage.list_files(out) if written.search(url)),
+        *(storage.join(out, n) for n in (INDEX_NAME, REJECTS_NAME, PARTS_NAME, BUILD_NAME, WORK)),
     ]:
         storage.delete_tree(url)
 

@@ -54,6 +54,8 @@ def open_url(url: str) -> tuple[Any, str]:
     Raises:
         InputError: for `pipe:` (it would run a shell), for an unknown scheme and for an address that cannot be parsed.
     """
+    if not url:
+        raise InputError("an empty path: expected a folder, file or URL. Is a variable of the command line unset?")
     if url.lower().startswith("pipe:"):
         raise InputError(f'"{url}": pipe: addresses run a shell and are refused. Give a path or one of {_schemes()}')
     match = _SCHEME.match(url)
@@ -70,6 +72,8 @@ def open_url(url: str) -> tuple[Any, str]:
 
 def join(url: str, *parts: str) -> str:
     """`url` with `parts` below it; a query (`?region=...`) stays at the end."""
+    if not url:
+        raise InputError("an empty path: expected a folder, file or URL. Is a variable of the command line unset?")
     address, mark, query = (url, "", "") if is_local(url) else url.partition("?")
     return "/".join([address.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + query
 

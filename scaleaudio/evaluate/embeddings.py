@@ -120,6 +120,8 @@ def _stretches(
 
 def _read(numbered: tuple[int, Path], rates: Sequence[int], min_seconds: float) -> _Read:
     place, file = numbered
+    if file.exists() and not file.is_file():
+        return _Read(place, 0.0, {}, "not a file")  # reading a pipe would wait for ever
     try:
         wave, stored_hz = decode(file.read_bytes(), max_seconds=LONGEST_SECONDS)
         mono_T = to_mono(wave)

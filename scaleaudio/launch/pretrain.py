@@ -72,7 +72,8 @@ def pretrain(
         done = checkpoint.newest_meta(run_url)
         if done is not None:
             check_fingerprint(done.fingerprint, stream.fingerprint())
-            if done.step >= config.schedule.steps:
+            whole = checkpoint.newest(run_url) if done.step >= config.schedule.steps else None
+            if whole is not None and whole[0].step >= config.schedule.steps:  # a torn last one is made again
                 return Outcome(run_url, done.step, finished=True)
     with ThreadPoolExecutor(1) as beside:  # the front-end's constants are measured while Ray starts
         measuring = beside.submit(with_constants, config.frontend, stream)
