@@ -185,7 +185,10 @@ def test_a_finished_build_is_left_as_it_is_and_another_is_refused(tmp_path):
     put(src, more_dot_wav=encode(noise(seed=99)))
     with pytest.raises(InputError, match="other files"):
         build(src, out, HERE)
+    mine = tmp_path / "out" / "samples" / "mine.flac"
+    mine.write_bytes(b"not of a build")
     assert build(src, out, HERE, fresh=True).samples == 7
+    assert mine.read_bytes() == b"not of a build"
     assert verify(out) == []
 
 

@@ -88,3 +88,10 @@ def test_delete_tree_removes_files_and_folders_and_minds_no_absence(tmp_path):
     storage.delete_tree(f"{tmp_path}/a")
     storage.delete_tree(f"{tmp_path}/a")
     assert not storage.exists(f"{tmp_path}/a")
+
+
+def test_an_empty_path_is_refused_and_does_not_mean_the_root_folder():
+    with pytest.raises(InputError, match="an empty path"):
+        storage.join("", "audio")
+    with pytest.raises(InputError, match="an empty path"):
+        storage.open_url("")

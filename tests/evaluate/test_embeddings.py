@@ -1,5 +1,6 @@
 """Files to embeddings."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,9 @@ def test_mel_statistics_do_not_see_order_but_do_see_frequency() -> None:
 @pytest.mark.parametrize("num_samples", [1, 100, 1000])
 def test_mel_statistics_of_a_very_short_clip_are_finite(num_samples: int) -> None:
     assert torch.isfinite(MelStatistics()(torch.ones(2, num_samples))).all()
+
+
+def test_a_pipe_among_the_files_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    embedded = embed_files({"mel": MelStatistics()}, [tmp_path / "pipe.wav"])
+    assert [reject.reason for reject in embedded.rejects.values()] == ["not a file"]
