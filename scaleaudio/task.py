@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Self
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from scaleaudio.encoders import Encoder, EncoderConfig
 from scaleaudio.encoders.resnet import ResNetConfig
 from scaleaudio.frontend import FrontendConfig
-from scaleaudio.negatives import Found, HardestOfK, NegativesConfig
-from scaleaudio.objectives import InfoNCEConfig, ObjectiveConfig, Pairs
+from scaleaudio.negatives import (
+    Adversary,
+    FieldAdversary,
+    Found,
+    HardestOfK,
+    HardestOfKAdversary,
+    NegativesConfig,
+    NegativesSettings,
+    NoNegatives,
+    scarred,
+)
+from scaleaudio.objectives import Against, BYOLConfig, EmbeddingTerm, InfoNCEConfig, ObjectiveConfig, Pairs, Predictor
 from scaleaudio.schedule import ScheduleConfig, ramp
-from scaleaudio.types import Batch, Draws, Losses, Settings, World, keyed_seed
+from scaleaudio.types import Batch, Draws, Losses, Settings, Views, World, keyed_seed
 from scaleaudio.views import ViewsConfig, make_views
 
 
@@ -52,8 +62,7 @@ class TaskConfig(Settings):
 
     @model_validator(mode="after")
     def _negatives_lie_outside_the_positives(self) -> Self:
-        if isinstance(self.negatives, HardestOfK):
-            self.negatives.check(self.views, self.frontend.num_mels, self.num_frames)
+        self.negatives.check(self.views, self.frontend.num_mels, self.num_frames)
         return self
 
     @property
@@ -77,6 +86,25 @@ class TaskConfig(Settings):
         return PretrainTask(self, world or World())
 
 
+class _Embedded(NamedTuple):
+    """Embeddings that are kept, and their projections."""
+
+    kept_ND: Tensor
+    projected_ND: Tensor
+
+
+class _Sought(NamedTuple):
+    """The negatives, and the rows of the batch (M) that they belong to."""
+
+    found: Found
+    clip_M: Tensor
+
+    def against(self, z_ND: Tensor) -> Against:
+        """Vectors of the negatives, put together clip by clip."""
+        num = len(self.clip_M)
+        return Against(z_ND.view(num, -1, z_ND.shape[1]), self.found.valid_N.view(num, -1), self.clip_M)
+
+
 class PretrainTask(nn.Module):
     """Batch -> Losses."""
 
@@ -95,10 +123,22 @@ class PretrainTask(nn.Module):
         if config.objective.needs_target:
             self.target = nn.Sequential(copy.deepcopy(self.encoder), copy.deepcopy(self.projector))
             self.target.requires_grad_(False)
-        self.adversary = None
-        if config.negatives.active:
-            assert isinstance(config.negatives, HardestOfK)
+        self.adversary: Adversary | None = None
+        self.predictor: Predictor | None = None
+        self.embedding_term: EmbeddingTerm | None = None
+        if not isinstance(config.negatives, NoNegatives) and config.negatives.active:
             self.adversary = config.negatives.build(config.views)
+            self._act(config.negatives)
+
+    def _act(self, negatives: NegativesSettings) -> None:
+        """Makes what the negatives act by beside the projections' loss."""
+        objective = self.config.objective
+        if objective.predict is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(keyed_seed(self.config.seed, "predictor"))
+                self.predictor = objective.predict.build(self.encoder.embedding_dim, negatives.num_families)
+        if objective.repels("embedding"):
+            self.embedding_term = objective.embedding.build(objective.negative_gradient)
 
     def forward(self, batch: Batch) -> Losses:
         """One step's losses; every random number in it depends on (seed, step) and the clip's slot alone."""
@@ -109,17 +149,29 @@ class PretrainTask(nn.Module):
             with torch.autocast(device.type, enabled=False):
                 mel_BFS = self.frontend(batch.wave_BT)
                 views = make_views(mel_BFS, self.config.views, draws, lane_batch=batch.lane_batch)
-            found = self._find(views.anchor_BFS, draws, batch.step)
-            mel_NFS = torch.cat(views)
+            sought = self._find(views.anchor_BFS, draws, batch)
+            mel_NFS = torch.cat(self._scarred(views, draws, batch.step))
             # before the negatives, so that its dropout does not depend on whether there are any
             target_ND = None if self.target is None else self.target(mel_NFS)
-            embedding_ND, negative_BD = self._embed(mel_NFS, found)
-            pairs = self._project(embedding_ND, negative_BD, found, target_ND)
-        pairs = pairs.float()
-        counts = self.world.counts(batch.num_lanes, batch.lane_batch)
-        total = self.objective(pairs, self.world, counts)
-        parts = _watch(pairs, embedding_ND.detach().float(), negative_BD, found)
-        return Losses(total, {"loss": total.detach(), **parts}, embedding_ND[: len(mel_BFS)].detach().float())
+            embedded, negative = self._embed(mel_NFS, sought)
+        kept = _pairs(embedded.kept_ND, None if negative is None else negative.kept_ND, sought, None)
+        projected = _pairs(
+            embedded.projected_ND, None if negative is None else negative.projected_ND, sought, target_ND
+        )
+        total = self._total(kept, projected, sought, self.world.counts(batch.num_lanes, batch.lane_batch))
+        parts = _watch(projected, kept)
+        return Losses(total, {"loss": total.detach(), **parts}, kept.anchor_BD.detach())
+
+    def _total(self, kept: Pairs, projected: Pairs, sought: _Sought | None, counts: list[int]) -> Tensor:
+        if not self.config.objective.repels("projector"):
+            projected = projected._replace(against=None)
+        total: Tensor = self.objective(projected, self.world, counts)
+        if self.embedding_term is not None:
+            total = total + self.embedding_term(kept, self.world, counts)
+        if self.predictor is not None and sought is not None:
+            found = sought.found
+            total = total + self.predictor(kept, found.family_N, found.motion_N2, self.world, counts)
+        return total
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -134,55 +186,77 @@ class PretrainTask(nn.Module):
             return [], []
         return [*self.encoder.parameters(), *self.projector.parameters()], list(self.target.parameters())
 
-    def _find(self, anchor_BFS: Tensor, draws: Draws, step: int) -> Found | None:
+    def _find(self, anchor_BFS: Tensor, draws: Draws, batch: Batch) -> _Sought | None:
         if self.adversary is None:
             return None
+        row_M = self._negatives.rows(len(anchor_BFS), batch.lane_batch)
+        clip_M = row_M.to(anchor_BFS.device, non_blocking=True)
         with _evaluating(self.encoder, self.projector):
-            return self.adversary.find(
-                anchor_BFS, lambda mel: self.projector(self.encoder(mel)), draws, ramp(step, self.config.schedule)
+            found = self.adversary.find(
+                anchor_BFS[clip_M],
+                lambda mel: self.projector(self.encoder(mel)),
+                draws.of(row_M),
+                ramp(batch.step, self.config.schedule),
             )
+        return _Sought(found, clip_M)
 
-    def _embed(self, mel_NFS: Tensor, found: Found | None) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of the views (2B, D) and of the negatives (B, D)."""
-        if found is None:
-            return self.encoder(mel_NFS), None
-        if self._negatives_norm == "shared":
-            both: Tensor = self.encoder(torch.cat([mel_NFS, found.mel_BFS]))
-            return both[: len(mel_NFS)], both[len(mel_NFS) :]
-        embedding_ND = self.encoder(mel_NFS)
-        with self._apart(self.encoder):
-            return embedding_ND, self.encoder(found.mel_BFS)
+    def _scarred(self, views: Views, draws: Draws, step: int) -> Views:
+        """The views, some of them with the artefacts of displacement that negatives bear."""
+        adversary = self.adversary
+        if not isinstance(adversary, HardestOfKAdversary | FieldAdversary) or not adversary.config.artefact_positives:
+            return views
+        strength = ramp(step, self.config.schedule)
+        return Views(
+            *(
+                scarred(adversary.displacer, v, draws, strength, name)
+                for v, name in zip(views, Views._fields, strict=True)
+            )
+        )
 
-    def _project(
-        self, embedding_ND: Tensor, negative_BD: Tensor | None, found: Found | None, target_ND: Tensor | None
-    ) -> Pairs:
-        num = len(embedding_ND) // 2
-        targets = (None, None) if target_ND is None else (target_ND[:num], target_ND[num:])
-        if negative_BD is None or found is None:
-            z_ND = self.projector(embedding_ND)
-            return Pairs(z_ND[:num], z_ND[num:], None, None, *targets)
-        if self._negatives_norm == "shared":
-            z_ND = self.projector(torch.cat([embedding_ND, negative_BD]))
-            return Pairs(z_ND[:num], z_ND[num : 2 * num], z_ND[2 * num :], found.valid_B, *targets)
-        z_ND = self.projector(embedding_ND)
-        with self._apart(self.projector):
-            return Pairs(z_ND[:num], z_ND[num:], self.projector(negative_BD), found.valid_B, *targets)
+    def _online(self, mel_NFS: Tensor) -> _Embedded:
+        kept_ND = self.encoder(mel_NFS)
+        return _Embedded(kept_ND, self.projector(kept_ND))
+
+    def _embed(self, mel_NFS: Tensor, sought: _Sought | None) -> tuple[_Embedded, _Embedded | None]:
+        """The views (2B), and the negatives (N)."""
+        if sought is None:
+            return self._online(mel_NFS), None
+        objective, negative_NFS = self.config.objective, sought.found.mel_NFS
+        if isinstance(objective, BYOLConfig) and objective.negative_side == "target":
+            assert self.target is not None
+            views = self._online(mel_NFS)
+            with self._apart(self.target), torch.no_grad():
+                kept_ND = self.target[0](negative_NFS)
+                return views, _Embedded(kept_ND, self.target[1](kept_ND))
+        if self._negatives.batch_norm == "shared":
+            both = self._online(torch.cat([mel_NFS, negative_NFS]))
+            num = len(mel_NFS)
+            return _Embedded(*(z[:num] for z in both)), _Embedded(*(z[num:] for z in both))
+        views = self._online(mel_NFS)
+        without_gradient = objective.negative_gradient == "anchor" and self.predictor is None
+        with self._apart(self.encoder, self.projector), torch.no_grad() if without_gradient else nullcontext():
+            return views, self._online(negative_NFS)
 
     @property
-    def _negatives_norm(self) -> str:
-        assert isinstance(self.config.negatives, HardestOfK)
-        return self.config.negatives.batch_norm
+    def _negatives(self) -> NegativesSettings:
+        assert isinstance(self.config.negatives, NegativesSettings)
+        return self.config.negatives
 
     @contextmanager
-    def _apart(self, module: nn.Module) -> Iterator[None]:
+    def _apart(self, *modules: nn.Module) -> Iterator[None]:
         """Keeps the negatives out of the views' BatchNorm statistics, by which they could be told apart."""
-        context = _evaluating_norms if self._negatives_norm == "eval" else _own_statistics
-        with context(module):
+        norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+        context = _evaluating if self._negatives.batch_norm == "eval" else _own_statistics
+        with context(*norms):
             yield
 
 
-def _norms(module: nn.Module) -> list[_BatchNorm]:
-    return [m for m in module.modules() if isinstance(m, _BatchNorm)]
+def _pairs(z_ND: Tensor, negative_ND: Tensor | None, sought: _Sought | None, target_ND: Tensor | None) -> Pairs:
+    """Vectors of both views, of the negatives and of the target, in float32."""
+    num = len(z_ND) // 2
+    against = None if negative_ND is None or sought is None else sought.against(negative_ND)
+    targets = (None, None) if target_ND is None else (target_ND[:num], target_ND[num:])
+    return Pairs(z_ND[:num], z_ND[num:], against, *targets).float()
 
 
 @contextmanager
@@ -198,15 +272,8 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating_norms(module: nn.Module) -> Iterator[None]:
-    with _evaluating(*_norms(module)):
-        yield
-
-
-@contextmanager
-def _own_statistics(module: nn.Module) -> Iterator[None]:
+def _own_statistics(*norms: _BatchNorm) -> Iterator[None]:
     """The batch at hand is normalised by its own statistics and leaves no trace in the running ones."""
-    norms = _norms(module)
     for norm in norms:
         norm.track_running_stats = False
     try:
@@ -217,18 +284,13 @@ def _own_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _watch(pairs: Pairs, embedding_ND: Tensor, negative_BD: Tensor | None, found: Found | None) -> dict[str, Tensor]:
+def _watch(projected: Pairs, kept: Pairs) -> dict[str, Tensor]:
     """Similarities of the anchor to positive, negative and other clips: in the projector, and in the embedding."""
-    num = len(pairs.anchor_BD)
-    anchor_BD, positive_BD = embedding_ND[:num], embedding_ND[num:]
-    parts = {
-        "similarity/positive": F.cosine_similarity(pairs.anchor_BD, pairs.positive_BD).mean(),
-        "similarity/others": F.cosine_similarity(pairs.anchor_BD, pairs.positive_BD.roll(1, 0)).mean(),
-        "similarity/embedding_positive": F.cosine_similarity(anchor_BD, positive_BD).mean(),
-        "similarity/embedding_others": F.cosine_similarity(anchor_BD, positive_BD.roll(1, 0)).mean(),
-    }
-    if pairs.negative_BD is not None and negative_BD is not None and found is not None:
-        parts["similarity/negative"] = F.cosine_similarity(pairs.anchor_BD, pairs.negative_BD).mean()
-        parts["similarity/embedding_negative"] = F.cosine_similarity(anchor_BD, negative_BD.float()).mean()
-        parts["negatives/valid"] = found.valid_B.float().mean()
+    parts = {}
+    for name, pairs in (("", projected), ("embedding_", kept)):
+        parts[f"similarity/{name}positive"] = F.cosine_similarity(pairs.anchor_BD, pairs.positive_BD).mean()
+        parts[f"similarity/{name}others"] = F.cosine_similarity(pairs.anchor_BD, pairs.positive_BD.roll(1, 0)).mean()
+        if pairs.against is not None:
+            parts[f"similarity/{name}negative"] = pairs.against.similarity(pairs.anchor_BD, "both").mean()
+            parts["negatives/valid"] = pairs.against.valid_MP.float().mean()
     return parts

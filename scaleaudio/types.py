@@ -5,6 +5,7 @@ Tensors end in their axes:
     B clips on this rank   G clips in the global batch   T samples of a waveform
     F mel bins             S spectrogram frames          D embedding width
     K candidates           L lanes of the stream
+    M clips that get negatives, P negatives of each
     C channels             N rows of several batches put together, or a plain count
     R rows of a table of displacement maps, Q its families
 
@@ -127,12 +128,19 @@ class Draws:
         """Draws for the clips of `batch`; results land on `device`."""
         self._seed = seed
         self._batch = batch
+        self._slot_B = batch.slot_B
         self._device = device
+
+    def of(self, row_M: Tensor) -> Draws:
+        """The same random numbers for some of the clips alone; `row_M` is on the CPU."""
+        some = Draws(self._seed, self._batch, self._device)
+        some._slot_B = self._slot_B[row_M]
+        return some
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), of shape (B, *shape)."""
         all_G = torch.rand((self._batch.global_batch, *shape), generator=self._generator(name))
-        return all_G[self._batch.slot_B].to(self._device, non_blocking=True)
+        return all_G[self._slot_B].to(self._device, non_blocking=True)
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(keyed_seed(self._seed, self._batch.step, name))

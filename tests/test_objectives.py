@@ -9,11 +9,24 @@ import ranks
 import torch
 from torch import Tensor
 
-from scaleaudio.objectives import BYOL, BYOLConfig, HeadConfig, InfoNCE, InfoNCEConfig, Pairs, gather
+from scaleaudio.objectives import (
+    BYOL,
+    Against,
+    BYOLConfig,
+    EmbeddingTermConfig,
+    HeadConfig,
+    InfoNCE,
+    InfoNCEConfig,
+    Pairs,
+    PredictConfig,
+    gather,
+)
+from scaleaudio.objectives.pairs import Gradient
 from scaleaudio.types import World
 
 ONE = World()
 B, D = 5, 7
+ALL = torch.ones(B, dtype=torch.bool)
 TINY = HeadConfig(hidden_dim=6, output_dim=D, norm="layer")
 
 
@@ -23,6 +36,11 @@ def vectors(seed: int) -> Tensor:
 
 def s(a_D: Tensor, b_D: Tensor) -> Tensor:
     return a_D @ b_D / (a_D.norm() * b_D.norm())
+
+
+def against(n_BD: Tensor, valid_B: Tensor) -> Against:
+    """One negative of every clip."""
+    return Against(n_BD[:, None], valid_B[:, None], torch.arange(len(n_BD)))
 
 
 # infonce
@@ -46,7 +64,7 @@ def infonce(config: InfoNCEConfig, a: Tensor, p: Tensor, n: Tensor | None, valid
 def test_infonce_is_its_formula(config: InfoNCEConfig, with_negatives: bool) -> None:
     a, p, n = vectors(0), vectors(1), vectors(2)
     valid_B = torch.tensor([True, False, True, True, False])
-    pairs = Pairs(a, p, n if with_negatives else None, valid_B if with_negatives else None, None, None)
+    pairs = Pairs(a, p, against(n, valid_B) if with_negatives else None)
     expected = infonce(config, a, p, n if with_negatives else None, valid_B.tolist())
     torch.testing.assert_close(InfoNCE(config)(pairs, ONE, [B]), expected)
 
@@ -56,7 +74,7 @@ def test_the_gradient_of_infonce_is_that_of_finite_differences() -> None:
     inputs = [vectors(seed).requires_grad_() for seed in range(3)]
 
     def loss(a: Tensor, p: Tensor, n: Tensor) -> Tensor:
-        return InfoNCE(InfoNCEConfig())(Pairs(a, p, n, valid_B, None, None), ONE, [B])  # type: ignore[no-any-return]
+        return InfoNCE(InfoNCEConfig())(Pairs(a, p, against(n, valid_B)), ONE, [B])  # type: ignore[no-any-return]
 
     assert torch.autograd.gradcheck(loss, inputs)
 
@@ -64,7 +82,7 @@ def test_the_gradient_of_infonce_is_that_of_finite_differences() -> None:
 def test_an_invalid_negative_has_no_gradient_and_a_valid_one_is_pushed_away() -> None:
     a, p, n = vectors(0), vectors(1), vectors(2).requires_grad_()
     valid_B = torch.tensor([True, False, True, True, True])
-    InfoNCE(InfoNCEConfig())(Pairs(a, p, n, valid_B, None, None), ONE, [B]).backward()
+    InfoNCE(InfoNCEConfig())(Pairs(a, p, against(n, valid_B)), ONE, [B]).backward()
     assert n.grad is not None and n.grad[1].abs().max() == 0
     moved = n.detach() - 1e-3 * n.grad
     assert s(moved[0], a[0]) + s(moved[0], p[0]) < s(n[0], a[0]) + s(n[0], p[0])
@@ -73,8 +91,8 @@ def test_an_invalid_negative_has_no_gradient_and_a_valid_one_is_pushed_away() ->
 def test_infonce_is_finite_at_any_scale_and_lowest_when_pairs_agree() -> None:
     objective = InfoNCE(InfoNCEConfig(temperature=0.01))
     a = torch.eye(B, D)
-    agree = objective(Pairs(1e4 * a, a, -a, torch.ones(B, dtype=torch.bool), None, None), ONE, [B])
-    worst = objective(Pairs(a, -a, a, torch.ones(B, dtype=torch.bool), None, None), ONE, [B])
+    agree = objective(Pairs(1e4 * a, a, against(-a, ALL)), ONE, [B])
+    worst = objective(Pairs(a, -a, against(a, ALL)), ONE, [B])
     assert float(agree) == pytest.approx(0, abs=1e-5) and 100 < float(worst) < 1000
 
 
@@ -87,13 +105,13 @@ def byol(margin: float = 0.2, weight: float = 1.0) -> BYOL:
 
 
 def byol_pairs(n: Tensor | None = None, valid: list[bool] | None = None) -> Pairs:
-    flags = None if valid is None else torch.tensor(valid)
-    return Pairs(vectors(0), vectors(1), n, flags, vectors(3), vectors(4))
+    negatives = None if n is None or valid is None else against(n, torch.tensor(valid))
+    return Pairs(vectors(0), vectors(1), negatives, vectors(3), vectors(4))
 
 
 def test_byol_is_its_formula() -> None:
     objective, n, valid = byol(margin=0.3, weight=2.0), vectors(2), [True, True, False, True, True]
-    a, p, _, _, target_a, target_p = byol_pairs()
+    a, p, target_a, target_p = (vectors(seed) for seed in (0, 1, 3, 4))
     q = objective.predictor
     expected = []
     for i in range(B):
@@ -106,45 +124,154 @@ def test_byol_is_its_formula() -> None:
 def test_the_hinge_is_bounded_and_has_no_pull_where_the_margin_is_kept() -> None:
     """A bare minus cosine would go on pulling for ever."""
     a = vectors(0)
-    all_valid = torch.ones(B, dtype=torch.bool)
     for n, p in ((a, -a), (1e6 * a, -a), (1e-6 * a, a)):
         negative = n.clone().requires_grad_()
-        pairs = Pairs(a, p, negative, all_valid, vectors(3), vectors(4))
-        base = byol()(pairs._replace(negative_BD=None, valid_B=None), ONE, [B])
+        pairs = Pairs(a, p, against(negative, ALL), vectors(3), vectors(4))
+        base = byol()(pairs._replace(against=None), ONE, [B])
         assert 0 <= float((byol()(pairs, ONE, [B]) - base).detach()) <= 2 + 0.2 + 1e-9
     far = (-a).requires_grad_()
-    pairs = Pairs(a, a, far, all_valid, vectors(3), vectors(4))
+    pairs = Pairs(a, a, against(far, ALL), vectors(3), vectors(4))
     byol()(pairs, ONE, [B]).backward()
     assert far.grad is not None and far.grad.abs().max() == 0
 
 
 def test_the_hinge_does_not_push_positives_apart_or_together() -> None:
     p = vectors(1).requires_grad_()
-    objective, valid = byol(), torch.ones(B, dtype=torch.bool)
-    for negative in (None, vectors(2)):
-        pairs = Pairs(vectors(0), p, negative, None if negative is None else valid, vectors(3), vectors(4))
+    objective = byol()
+    for negatives in (None, against(vectors(2), ALL)):
+        pairs = Pairs(vectors(0), p, negatives, vectors(3), vectors(4))
         objective(pairs, ONE, [B]).backward()
     assert p.grad is not None
     with_hinge = p.grad.clone()
     p.grad = None
-    objective(Pairs(vectors(0), p, None, None, vectors(3), vectors(4)), ONE, [B]).backward()
+    objective(Pairs(vectors(0), p, None, vectors(3), vectors(4)), ONE, [B]).backward()
     torch.testing.assert_close(with_hinge, 2 * p.grad)
 
 
 def test_targets_get_no_gradient_and_the_predictor_does() -> None:
     objective = byol()
     targets = [vectors(3).requires_grad_(), vectors(4).requires_grad_()]
-    objective(Pairs(vectors(0).requires_grad_(), vectors(1), None, None, *targets), ONE, [B]).backward()
+    objective(Pairs(vectors(0).requires_grad_(), vectors(1), None, *targets), ONE, [B]).backward()
     assert all(target.grad is None for target in targets)
     assert all(p.grad is not None and p.grad.abs().any() for p in objective.predictor.parameters())
 
 
 def test_losses_are_computed_in_float32_whatever_the_encoder_gives() -> None:
-    pairs = Pairs(*(vectors(seed).bfloat16() for seed in range(3)), torch.ones(B).bool(), vectors(3).half(), None)
+    a, p, n = (vectors(seed).bfloat16() for seed in range(3))
+    pairs = Pairs(a, p, against(n, ALL), vectors(3).half())
     single = pairs.float()
-    vectors_BD = (single.anchor_BD, single.positive_BD, single.negative_BD, single.target_anchor_BD)
+    assert pairs.against is not None and single.against is not None
+    vectors_BD = (single.anchor_BD, single.positive_BD, single.against.z_MPD, single.target_anchor_BD)
     assert [None if z is None else z.dtype for z in vectors_BD] == [torch.float32] * 4
-    assert single.valid_B is pairs.valid_B and single.target_positive_BD is None
+    assert single.against.valid_MP is pairs.against.valid_MP and single.target_positive_BD is None
+
+
+# Several negatives, of some clips.
+
+SOME = Against(
+    torch.stack([vectors(7)[:2], vectors(8)[:2]], dim=1),
+    torch.tensor([[True, False], [True, True]]),
+    torch.tensor([3, 1]),
+)
+
+
+def test_infonce_adds_up_several_negatives_of_the_clips_that_have_them() -> None:
+    config, a, p = InfoNCEConfig(temperature=0.5, negative_weight=2.0), vectors(0), vectors(1)
+    extra = torch.zeros(2, B, dtype=torch.float64)
+    for row, clip in enumerate(SOME.clip_M.tolist()):
+        for n, valid in zip(SOME.z_MPD[row], SOME.valid_MP[row], strict=True):
+            for way, one in enumerate((a, p)):
+                extra[way, clip] += 2.0 * torch.exp(s(one[clip], n) / 0.5) * valid
+    losses = []
+    for way, (one, other) in enumerate(((a, p), (p, a))):
+        for i in range(B):
+            total = extra[way, i] + sum(torch.exp(s(one[i], other[j]) / 0.5) for j in range(B))
+            losses.append(-torch.log(torch.exp(s(one[i], other[i]) / 0.5) / total))
+    torch.testing.assert_close(InfoNCE(config)(Pairs(a, p, SOME), ONE, [B]), torch.stack(losses).mean())
+
+
+def test_byols_hinge_is_the_mean_over_a_clips_negatives() -> None:
+    objective, a, p = byol(margin=0.3, weight=2.0), vectors(0), vectors(1)
+    hinge = torch.stack(
+        [
+            torch.relu(s(a[c], n) - s(a[c], p[c]) + 0.3)
+            for c, n in zip([3, 1, 1], SOME.z_MPD.flatten(0, 1)[[0, 2, 3]], strict=True)
+        ]
+    )
+    plain = objective(byol_pairs(), ONE, [B])
+    found = objective(byol_pairs()._replace(against=SOME), ONE, [B])
+    torch.testing.assert_close(found - plain, 2.0 * hinge.sum() / 2 / B)
+
+
+def test_the_hinge_seen_from_the_target_moves_the_prediction_alone() -> None:
+    config = BYOLConfig(margin=0.3, negative_side="target", projector=TINY, predictor=TINY)
+    torch.manual_seed(0)
+    objective, n = config.build().double(), vectors(2)
+    q, a, target_p = objective.predictor, vectors(0), vectors(4)
+    hinge = torch.stack([torch.relu(s(q(a[i]), n[i]) - s(q(a[i]), target_p[i]) + 0.3) for i in range(B)])
+    pairs = byol_pairs(n, [True] * B)
+    found = objective(pairs, ONE, [B]) - objective(byol_pairs(), ONE, [B])
+    torch.testing.assert_close(found, hinge.mean())
+
+
+@pytest.mark.parametrize("keys", [{"negative_on": "both"}, {"negative_gradient": "negative"}])
+def test_a_target_that_would_need_gradient_is_refused(keys: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="negative_side target: the EMA target has no gradient"):
+        BYOLConfig.model_validate({"negative_side": "target", **keys})
+
+
+@pytest.mark.parametrize("gradient", ["both", "anchor", "negative"])
+def test_a_negatives_similarity_moves_the_sides_that_are_named(gradient: Gradient) -> None:
+    anchor_BD, z_MPD = vectors(0).requires_grad_(), SOME.z_MPD.clone().requires_grad_()
+    SOME._replace(z_MPD=z_MPD).similarity(anchor_BD, gradient).sum().backward()
+    assert (anchor_BD.grad is not None) == (gradient != "negative")
+    assert (z_MPD.grad is not None) == (gradient != "anchor")
+
+
+# In the embedding that is kept.
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_the_embedding_term_is_its_formula(standardise: bool) -> None:
+    config = EmbeddingTermConfig(weight=3.0, temperature=0.4, negative_weight=2.0, standardise=standardise)
+    a, p, n = vectors(0) + 5, vectors(1) + 5, SOME.z_MPD + 5
+    mean, deviation = (a.mean(0), a.std(0, correction=0)) if standardise else (0, 1)
+    e_a, e_p, e_n = ((x - mean) / deviation for x in (a, p, n))
+    losses = []
+    for row, clip in enumerate(SOME.clip_M.tolist()):
+        valid = SOME.valid_MP[row].tolist()
+        apart = [2.0 * torch.exp((s(e_a[clip], e) - s(e_a[clip], e_p[clip])) / 0.4) for e in e_n[row]]
+        losses.append(3.0 * torch.log(1 + sum(x for x, v in zip(apart, valid, strict=True) if v)))
+    found = config.build("both")(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B])
+    torch.testing.assert_close(found, torch.stack(losses).sum() / B)
+
+
+def test_the_gradient_of_the_embedding_term_is_that_of_finite_differences() -> None:
+    term = EmbeddingTermConfig(standardise=False).build("both")
+
+    def loss(a: Tensor, p: Tensor, n: Tensor) -> Tensor:
+        return term(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B])
+
+    assert torch.autograd.gradcheck(loss, [x.clone().requires_grad_() for x in (vectors(0), vectors(1), SOME.z_MPD)])
+
+
+# Predicting instead.
+
+
+def test_the_predictors_loss_is_cross_entropy_and_squared_error_over_valid_negatives() -> None:
+    torch.manual_seed(0)
+    predictor = PredictConfig(weight=0.5, hidden_dim=6).build(D, num_families=3).float()
+    family_N, motion_N2 = torch.tensor([0, 2, 1, 1]), torch.randn(4, 2)
+    pairs = Pairs(vectors(0), vectors(1), SOME).float()
+    assert pairs.against is not None
+    losses = []
+    for row, clip, kept in ((0, 3, 0), (1, 1, 0), (1, 1, 1)):
+        both = torch.cat([pairs.anchor_BD[clip], pairs.against.z_MPD[row, kept]])
+        logits, motion = predictor.head(both)[:3], predictor.head(both)[3:]
+        number = 2 * row + kept
+        losses.append(-logits.log_softmax(0)[family_N[number]] + (motion - motion_N2[number]).square().sum())
+    found = predictor(pairs, family_N, motion_N2, ONE, [B])
+    torch.testing.assert_close(found, 0.5 * torch.stack(losses).sum() / 2 / B)
 
 
 # heads
@@ -177,7 +304,9 @@ def gathered_and_losses(world: World, folder: Path) -> dict[str, Tensor]:
     (whole * weight).sum().backward()  # type: ignore[no-untyped-call]
     inputs = [vectors(seed)[rows].requires_grad_() for seed in range(3)]
     valid_B = torch.tensor([True, False, True, True, False])[rows]
-    loss = InfoNCE(InfoNCEConfig())(Pairs(*inputs, valid_B, None, None), world, COUNTS)
+    a, p, n = inputs
+    loss = InfoNCE(InfoNCEConfig())(Pairs(a, p, against(n, valid_B)), world, COUNTS)
+    loss = loss + EmbeddingTermConfig().build("both")(Pairs(a, p, against(n, valid_B)), world, COUNTS)
     loss.backward()
     grads = [x.grad for x in inputs if x.grad is not None]
     assert keys.grad is not None
@@ -193,7 +322,9 @@ def test_uneven_workers_gather_with_gradient_and_agree_with_one(tmp_path: Path) 
 
     inputs = [vectors(seed).requires_grad_() for seed in range(3)]
     valid_B = torch.tensor([True, False, True, True, False])
-    loss = InfoNCE(InfoNCEConfig())(Pairs(*inputs, valid_B, None, None), ONE, [B])
+    a, p, n = inputs
+    loss = InfoNCE(InfoNCEConfig())(Pairs(a, p, against(n, valid_B)), ONE, [B])
+    loss = loss + EmbeddingTermConfig().build("both")(Pairs(a, p, against(n, valid_B)), ONE, [B])
     loss.backward()
     torch.testing.assert_close(sum(part["loss"] for part in found) / 3, loss.detach())
     # The mean over workers is what an engine makes of gradients.

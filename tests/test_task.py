@@ -176,15 +176,15 @@ def test_norms_keep_their_running_statistics_and_modes_after_a_step() -> None:
 
 def search(task: PretrainTask) -> Found:
     mel_BFS = task.frontend(batch(task.config).wave_BT)
-    found = task._find(mel_BFS, Draws(0, batch(task.config), torch.device("cpu")), 0)
-    assert found is not None
-    return found
+    sought = task._find(mel_BFS, Draws(0, batch(task.config), torch.device("cpu")), batch(task.config))
+    assert sought is not None
+    return sought.found
 
 
 def test_the_search_leaves_no_gradient_and_no_running_statistic_changed() -> None:
     task = config(AUDIO_NTT, {"negatives.num_candidates": 4}).build()
     before = norm_state(task)
-    assert not search(task).mel_BFS.requires_grad
+    assert not search(task).mel_NFS.requires_grad
     assert same(norm_state(task), before)
     assert all(p.grad is None for p in task.parameters())
     assert all(module.training for module in task.modules())
@@ -198,7 +198,7 @@ def test_the_search_scores_anchors_and_candidates_in_eval_mode_in_the_projector(
     task.projector.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
     found = [search(task), search(task)]
     assert [len(scored) for scored in seen] == [5 * GLOBAL_BATCH] * 2
-    assert torch.equal(*seen) and torch.equal(found[0].mel_BFS, found[1].mel_BFS)
+    assert torch.equal(*seen) and torch.equal(found[0].mel_NFS, found[1].mel_NFS)
 
 
 # The target.

@@ -36,11 +36,14 @@ Fill = Literal["floor", "wrap"]
 FREQUENCY_FAMILIES: tuple[Family, ...] = ("frequency_shift", "frequency_flip", "band_permutation")
 TIME_FAMILIES: tuple[Family, ...] = ("time_shift", "time_reversal", "segment_permutation")
 
+_SHIFTS = ("frequency_shift", "time_shift")
+_CPU = torch.device("cpu")
 FLOOR = -1  # source of a place whose content is the clip's minimum
 _NUM_SEGMENTS = {"band_permutation": (4,), "segment_permutation": (2, 3, 4, 5, 6)}
 _MAX_ROWS = 64
 _MAX_OVERSHOOT = 1.25  # segments are whole places, so a permutation can miss the strength by a little
 _LATTICE = 4
+_RETURN_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -50,36 +53,25 @@ class Moves:
     Attributes:
         source_RN: row, place in the window -> place in the window that it takes its content from, or FLOOR.
         width_R: length of each row's window; outside it nothing moves.
-        first_Q, count_Q: where the rows of each family begin, and how many there are.
-        families: their names.
+        first_Q, count_Q: where the rows of each family begin, and how many there are; all families of the first
+            strength, then all of the next.
     """
 
     source_RN: Tensor
     width_R: Tensor
     first_Q: Tensor
     count_Q: Tensor
-    families: tuple[Family, ...]
-
-    def to(self, device: torch.device) -> Moves:
-        """The same maps on `device`."""
-        return Moves(
-            self.source_RN.to(device),
-            self.width_R.to(device),
-            self.first_Q.to(device),
-            self.count_Q.to(device),
-            self.families,
-        )
 
     def draw(self, family_B: Tensor, uniform_B2: Tensor) -> Tensor:
         """One map for each clip: (B, N) indices into the axis, or FLOOR.
 
         Args:
-            family_B: index into `families`; outside its range the clip is left alone.
+            family_B: index into the families; outside their range the clip is left alone.
             uniform_B2: in [0, 1): which row of the family, and where its window starts.
         """
         length = self.source_RN.shape[1]
         place_N = torch.arange(length, device=family_B.device)
-        chosen_B = family_B.clamp(0, len(self.families) - 1)
+        chosen_B = family_B.clamp(0, len(self.first_Q) - 1)
         row_B = self.first_Q[chosen_B] + (uniform_B2[:, 0] * self.count_Q[chosen_B]).long()
         width_B1 = self.width_R[row_B][:, None]
         start_B1 = (uniform_B2[:, 1:] * (length - width_B1 + 1)).long()
@@ -91,17 +83,28 @@ class Moves:
 
 
 @lru_cache(maxsize=256)
-def moves(families: tuple[Family, ...], length: int, strength: float, fill: Fill) -> Moves:
-    """Maps of `families` along an axis of `length` places whose strength is the least that is not below `strength`.
+def moves(
+    families: tuple[Family, ...],
+    length: int,
+    strengths: tuple[float, ...],
+    fill: Fill,
+    multiple: int = 1,
+    device: torch.device = _CPU,
+) -> Moves:
+    """Maps of `families` along an axis of `length` places whose strength is the least that is not below each strength.
+
+    Shifts go by multiples of `multiple` places.
 
     Raises:
         ValueError: when a family cannot be displaced that far.
     """
-    rows = [_rows(family, length, strength, fill) for family in families]
-    for family, found in zip(families, rows, strict=True):
+    rows = [_rows(family, length, strength, fill, multiple) for strength in strengths for family in families]
+    for index, found in enumerate(rows):
         if not found:
+            strength, family = strengths[index // len(families)], families[index % len(families)]
+            by = f" by multiples of {multiple}" if multiple > 1 and family in _SHIFTS else ""
             raise ValueError(
-                f"strength {strength:g}: {family} cannot move patterns that far along an axis of {length} places. "
+                f"strength {strength:g}: {family} cannot move patterns that far along an axis of {length} places{by}. "
                 f"Lower the strength or leave {family} out of negatives.families."
             )
     flat = [row for found in rows for row in found]
@@ -111,20 +114,20 @@ def moves(families: tuple[Family, ...], length: int, strength: float, fill: Fill
     counts = [len(found) for found in rows]
     firsts = [sum(counts[:index]) for index in range(len(counts))]
     widths = [len(row) for row in flat]
-    return Moves(source_RN, torch.tensor(widths), torch.tensor(firsts), torch.tensor(counts), families)
+    return Moves(*(t.to(device) for t in (source_RN, *(torch.tensor(numbers) for numbers in (widths, firsts, counts)))))
 
 
-def _rows(family: Family, length: int, strength: float, fill: Fill) -> list[list[int]]:
-    if family in ("frequency_shift", "time_shift"):
-        return _shifts(length, strength, fill)
+def _rows(family: Family, length: int, strength: float, fill: Fill, multiple: int) -> list[list[int]]:
+    if family in _SHIFTS:
+        return _shifts(length, strength, fill, multiple)
     if family in ("frequency_flip", "time_reversal"):
         return _reversals(length, strength)
     return _permutations(length, strength, _NUM_SEGMENTS[family])
 
 
-def _shifts(length: int, strength: float, fill: Fill) -> list[list[int]]:
+def _shifts(length: int, strength: float, fill: Fill, multiple: int) -> list[list[int]]:
     """Everything moved up, and everything moved down; a shift that wraps is on a circle, so half of it is the most."""
-    step = max(1, math.ceil(strength * length - 1e-6))
+    step = multiple * max(1, math.ceil(strength * length / multiple - 1e-6))
     if step > (length // 2 if fill == "wrap" else length - 1):
         return []
     places = [[place - step for place in range(length)], [place + step for place in range(length)]]
@@ -184,27 +187,56 @@ def displace(mel_BFS: Tensor, source_BF: Tensor, source_BS: Tensor) -> Tensor:
     return torch.where(empty_BFS, mel_BFS.amin(dim=(1, 2), keepdim=True), moved_BFS)
 
 
-def smooth_field(uniform_B2HW: Tensor, size: tuple[int, int], strengths: tuple[float, float]) -> Tensor:
-    """A smooth random displacement field (B, 2, F, S), in lengths of the axes: frequency first, then time.
+def returned(source_BN: Tensor) -> Tensor:
+    """The maps followed by their way back: every place holds its own content again, or FLOOR where that was lost."""
+    length = source_BN.shape[1]
+    kept_BN = torch.zeros(len(source_BN), length + 1, dtype=torch.bool, device=source_BN.device)
+    kept_BN.scatter_(1, torch.where(source_BN == FLOOR, length, source_BN), True)
+    return torch.where(kept_BN[:, :length], torch.arange(length, device=source_BN.device), FLOOR)
+
+
+def motion(source_BN: Tensor) -> Tensor:
+    """How far each map moves its content on average (B), in axis lengths; up and later are positive."""
+    length = source_BN.shape[1]
+    kept_BN = source_BN != FLOOR
+    far_BN = (torch.arange(length, device=source_BN.device) - source_BN) * kept_BN
+    return far_BN.sum(dim=1) / (kept_BN.sum(dim=1) * length)
+
+
+def smooth_field(lattice_B2HW: Tensor, size: tuple[int, int], strength_B2: Tensor) -> Tensor:
+    """A smooth displacement field (B, 2, F, S) on the shell of the given strength, in lengths of the axes.
 
     Args:
-        uniform_B2HW: a coarse lattice of numbers in [0, 1).
+        lattice_B2HW: a coarse lattice of numbers around 0, frequency first, then time; only their ratios matter.
         size: F and S.
-        strengths: the field's root mean square along frequency and along time.
+        strength_B2: the field's root mean square along frequency and along time.
     """
-    field = F.interpolate(2 * uniform_B2HW - 1, size=size, mode="bicubic", align_corners=True)
+    field = F.interpolate(lattice_B2HW, size=size, mode="bicubic", align_corners=True)
     rms = field.square().mean(dim=(2, 3), keepdim=True).sqrt()
-    return field / rms * torch.tensor(strengths, device=field.device)[None, :, None, None]
+    return field / rms * strength_B2[:, :, None, None]
+
+
+def way_back(field_B2FS: Tensor) -> Tensor:
+    """The field that undoes a warp: g with g(x) + f(x + g(x)) = 0, where f does not fold.
+
+    Found by iterating g <- -f(x + g), halfway each time, as f may be steep.
+    """
+    back = -field_B2FS
+    for _ in range(_RETURN_STEPS):
+        back = 0.5 * (back - _sampled(field_B2FS, back))
+    return back
 
 
 def warp(mel_BFS: Tensor, field_B2FS: Tensor) -> Tensor:
     """Each spectrogram with the content of every cell taken from as far away as the field says (bilinear)."""
-    num_rows, num_frames = mel_BFS.shape[1:]
-    identity = torch.eye(2, 3, device=mel_BFS.device).expand(len(mel_BFS), 2, 3)
-    grid = F.affine_grid(identity, [len(mel_BFS), 1, num_rows, num_frames], align_corners=False)
+    return _sampled(mel_BFS[:, None], field_B2FS).squeeze(1)
+
+
+def _sampled(map_BCFS: Tensor, field_B2FS: Tensor) -> Tensor:
+    identity = torch.eye(2, 3, device=map_BCFS.device, dtype=map_BCFS.dtype).expand(len(map_BCFS), 2, 3)
+    grid = F.affine_grid(identity, list(map_BCFS.shape), align_corners=False)
     offset = 2 * field_B2FS.flip(1).permute(0, 2, 3, 1)  # grid_sample counts (x, y) in half axis lengths
-    moved = F.grid_sample(mel_BFS[:, None], grid + offset, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved.squeeze(1)
+    return F.grid_sample(map_BCFS, grid + offset, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def axis_of(family: Family) -> Axis | None:

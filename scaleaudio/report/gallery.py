@@ -94,7 +94,7 @@ def _row(
             "frequency_strength": min(1.0, factor * negatives.frequency_strength) if axis != "time" else 0.0,
             "time_strength": min(1.0, factor * negatives.time_strength) if axis != "frequency" else 0.0,
         }
-        wanted = negatives.model_copy(update={"families": (family,), "num_candidates": 1, **strengths})
+        wanted = negatives.model_copy(update={"families": (family,), "num_candidates": 1, "num_kept": 1, **strengths})
         try:
             found = wanted.build(config.views).find(
                 anchor_1FS, lambda mel: mel.flatten(1), Draws(config.seed, one, torch.device("cpu"))
@@ -103,7 +103,7 @@ def _row(
             pictures.append(_Picture(f"{_TITLES[family]}\nnot reachable", torch.full_like(anchor_1FS[0], torch.nan), 0))
             continue
         strength = max(strengths.values())
-        pictures.append(similarity.picture(f"{_TITLES[family]} {strength:.2f}", found.mel_BFS[0]))
+        pictures.append(similarity.picture(f"{_TITLES[family]} {strength:.2f}", found.mel_NFS[0]))
     return pictures
 
 

@@ -65,7 +65,7 @@ def motions(found: Found, axis: Axis, fill: str) -> tuple[Tensor, Tensor]:
 
     Of clips whose cells count up from 0, so that they say where they come from.
     """
-    mel_BFS = found.mel_BFS
+    mel_BFS = found.mel_NFS
     source_F = mel_BFS.long() // S
     source_S = mel_BFS.long() % S
     far = {
@@ -73,7 +73,7 @@ def motions(found: Found, axis: Axis, fill: str) -> tuple[Tensor, Tensor]:
         "time": (source_S - torch.arange(S)).abs().double() / S,
     }
     if fill == "wrap":  # the first family is the shift, which wraps around
-        around_B11 = (found.family_B == 0)[:, None, None]
+        around_B11 = (found.family_N == 0)[:, None, None]
         far = {name: torch.where(around_B11, torch.minimum(v, 1 - v), v) for name, v in far.items()}
     empty = (mel_BFS == 0).flatten(1).sum(1) > 1
     kept = ~(empty[:, None, None] & (mel_BFS == 0))
@@ -105,7 +105,7 @@ def test_no_displacement_lies_in_the_dead_zone_at_any_point_of_the_ramp(axis: Ax
 def test_a_smooth_field_is_ramped_too() -> None:
     settings = HardestOfK(families=("smooth_field",), num_candidates=1)
     steady = torch.linspace(0, 1, S).expand(GLOBAL_BATCH, F, S)
-    early, late = (find(settings, steady, ramp).mel_BFS - steady for ramp in (0.0, 1.0))
+    early, late = (find(settings, steady, ramp).mel_NFS - steady for ramp in (0.0, 1.0))
     assert 0 < early.square().mean() < 0.5 * late.square().mean()
 
 
@@ -121,7 +121,9 @@ def test_a_smooth_field_is_ramped_too() -> None:
 )
 def test_the_candidate_most_like_the_anchor_is_picked(settings: HardestOfK) -> None:
     adversary = settings.build(VIEWS)
-    family_BK, mel_BKFS = adversary._candidates(noise(), draws(), 1.0)
+    num = settings.num_candidates
+    candidates = adversary.displacer.draw(noise(), draws(), 1.0, num, back=False)
+    mel_BKFS, family_BK = candidates.mel_NFS.unflatten(0, (-1, num)), candidates.family_N.view(-1, num)
     found = adversary.find(noise(), project, draws())
     similarity_BK = torch.stack(
         [torch.cosine_similarity(project(noise()), project(mel_BKFS[:, k])) for k in range(mel_BKFS.shape[1])], dim=1
@@ -129,8 +131,8 @@ def test_the_candidate_most_like_the_anchor_is_picked(settings: HardestOfK) -> N
     best_B = similarity_BK.argmax(dim=1)
     assert len(best_B.unique()) > 1
     for clip, best in enumerate(best_B.tolist()):
-        assert torch.equal(found.mel_BFS[clip], mel_BKFS[clip, best])
-        assert found.family_B[clip] == family_BK[clip, best]
+        assert torch.equal(found.mel_NFS[clip], mel_BKFS[clip, best])
+        assert found.family_N[clip] == family_BK[clip, best]
 
 
 def test_one_candidate_is_taken_without_asking_the_encoder() -> None:
@@ -139,7 +141,7 @@ def test_one_candidate_is_taken_without_asking_the_encoder() -> None:
 
     adversary = HardestOfK(num_candidates=1).build(VIEWS)
     found = adversary.find(noise(), refuse, draws())
-    assert torch.equal(found.mel_BFS, adversary._candidates(noise(), draws(), 1.0)[1][:, 0])
+    assert torch.equal(found.mel_NFS, adversary.displacer.draw(noise(), draws(), 1.0, 1, back=False).mel_NFS)
 
 
 def test_the_search_runs_without_gradient() -> None:
@@ -152,13 +154,13 @@ def test_the_search_runs_without_gradient() -> None:
 
 def test_the_same_step_finds_the_same_negatives_and_the_next_one_others() -> None:
     settings = HardestOfK()
-    assert torch.equal(find(settings, noise()).mel_BFS, find(settings, noise()).mel_BFS)
-    assert not torch.equal(find(settings, noise()).mel_BFS, find(settings, noise(), step=1).mel_BFS)
+    assert torch.equal(find(settings, noise()).mel_NFS, find(settings, noise()).mel_NFS)
+    assert not torch.equal(find(settings, noise()).mel_NFS, find(settings, noise(), step=1).mel_NFS)
 
 
 def test_every_active_family_is_drawn_and_no_other() -> None:
     settings = HardestOfK(families=("smooth_field", *TIME_FAMILIES, *FREQUENCY_FAMILIES), num_candidates=1)
-    drawn = {int(f) for step in range(8) for f in find(settings, noise(), step=step).family_B}
+    drawn = {int(f) for step in range(8) for f in find(settings, noise(), step=step).family_N}
     assert drawn == set(range(7))
     only_time = HardestOfK(frequency_strength=0)
     assert only_time.active_families == TIME_FAMILIES
@@ -167,7 +169,7 @@ def test_every_active_family_is_drawn_and_no_other() -> None:
 def test_frequency_strength_zero_leaves_every_frequency_where_it_is() -> None:
     steady = torch.arange(float(F))[:, None].expand(GLOBAL_BATCH, F, S)
     only_time = HardestOfK(frequency_strength=0, fill="wrap")
-    assert torch.equal(find(only_time, steady).mel_BFS, steady)
+    assert torch.equal(find(only_time, steady).mel_NFS, steady)
 
 
 # What is no negative.
@@ -178,14 +180,14 @@ def test_silence_and_what_a_displacement_does_not_change_is_no_negative() -> Non
     mel_BFS[0] = -5.0  # silence
     mel_BFS[1] = torch.randn(F, 1)  # a steady spectrum, displaced along time alone
     found = find(HardestOfK(frequency_strength=0, fill="wrap", num_candidates=1), mel_BFS)
-    assert found.valid_B.tolist() == [False, False] + [True] * (GLOBAL_BATCH - 2)
+    assert found.valid_N.tolist() == [False, False] + [True] * (GLOBAL_BATCH - 2)
 
 
 def test_min_change_is_a_part_of_the_clips_own_spread() -> None:
     loud = 100 * noise()
     for scale_free in (noise(), loud):
-        assert find(HardestOfK(min_change=0.1), scale_free).valid_B.all()
-        assert not find(HardestOfK(min_change=100), scale_free).valid_B.any()
+        assert find(HardestOfK(min_change=0.1), scale_free).valid_N.all()
+        assert not find(HardestOfK(min_change=100), scale_free).valid_N.any()
 
 
 # Settings.

@@ -32,7 +32,7 @@ def maps(family: Family, length: int, strength: float, fill: Fill = "floor", num
     """Drawn maps (num, length) of one family."""
     uniform = torch.rand(num, 2, generator=torch.Generator().manual_seed(length))
     uniform[0], uniform[1] = 0.0, 1 - 2**-24
-    return moves((family,), length, strength, fill).draw(torch.zeros(num, dtype=torch.long), uniform)
+    return moves((family,), length, (strength,), fill).draw(torch.zeros(num, dtype=torch.long), uniform)
 
 
 def motion(source_BN: Tensor, fill: Fill) -> Tensor:
@@ -92,7 +92,7 @@ def test_a_strength_beyond_a_familys_reach_is_refused_by_name(family: Family, st
     with pytest.raises(
         ValueError, match=f"strength {strength:g}: {family} cannot move patterns that far along an axis"
     ):
-        moves((family,), 64, strength, fill)
+        moves((family,), 64, (strength,), fill)
 
 
 # Where to.
@@ -118,16 +118,18 @@ def test_segments_are_put_into_many_orders() -> None:
 
 
 def test_a_clip_of_no_listed_family_stays_as_it_is() -> None:
-    drawn = moves(("time_shift",), 20, 0.2, "floor").draw(torch.tensor([-1, 0, 1]), torch.full((3, 2), 0.5))
+    drawn = moves(("time_shift",), 20, (0.2,), "floor").draw(torch.tensor([-1, 0, 1]), torch.full((3, 2), 0.5))
     assert torch.equal(drawn[0], torch.arange(20)) and torch.equal(drawn[2], torch.arange(20))
     assert not torch.equal(drawn[1], torch.arange(20))
 
 
 def test_each_clip_is_given_its_own_family() -> None:
-    both = moves(("time_shift", "time_reversal"), 20, 0.2, "wrap").draw(torch.tensor([0, 1]), torch.zeros(2, 2))
-    assert torch.equal(both[0], moves(("time_shift",), 20, 0.2, "wrap").draw(torch.tensor([0]), torch.zeros(1, 2))[0])
+    both = moves(("time_shift", "time_reversal"), 20, (0.2,), "wrap").draw(torch.tensor([0, 1]), torch.zeros(2, 2))
     assert torch.equal(
-        both[1], moves(("time_reversal",), 20, 0.2, "wrap").draw(torch.tensor([0]), torch.zeros(1, 2))[0]
+        both[0], moves(("time_shift",), 20, (0.2,), "wrap").draw(torch.tensor([0]), torch.zeros(1, 2))[0]
+    )
+    assert torch.equal(
+        both[1], moves(("time_reversal",), 20, (0.2,), "wrap").draw(torch.tensor([0]), torch.zeros(1, 2))[0]
     )
 
 
@@ -171,18 +173,18 @@ def test_maps_of_both_axes_go_together() -> None:
 
 
 def lattice(num: int) -> Tensor:
-    return torch.rand(num, *random_lattice_size(), generator=torch.Generator().manual_seed(0))
+    return 2 * torch.rand(num, *random_lattice_size(), generator=torch.Generator().manual_seed(0)) - 1
 
 
 def test_a_smooth_field_has_the_strength_of_each_axis_and_is_smooth() -> None:
-    field = smooth_field(lattice(50), (64, 96), (0.1, 0.2))
+    field = smooth_field(lattice(50), (64, 96), torch.tensor((0.1, 0.2)).expand(50, 2))
     rms = field.square().mean(dim=(2, 3)).sqrt()
     torch.testing.assert_close(rms, torch.tensor([0.1, 0.2]).expand(50, 2))
     assert field.diff(dim=3).abs().max() < 0.1 * field.abs().max()
 
 
 def test_a_field_of_zero_strength_along_an_axis_moves_nothing_along_it() -> None:
-    field = smooth_field(lattice(3), (12, 20), (0.0, 0.2))
+    field = smooth_field(lattice(3), (12, 20), torch.tensor((0.0, 0.2)).expand(3, 2))
     steady = torch.arange(12.0)[:, None].expand(3, 12, 20)
     torch.testing.assert_close(warp(steady, field), steady, atol=1e-4, rtol=0)
 

@@ -1,0 +1,56 @@
+"""What both objectives have: heads, and where adversarial negatives act."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from scaleaudio.objectives.embedding import EmbeddingTermConfig
+from scaleaudio.objectives.pairs import Gradient
+from scaleaudio.objectives.predict import PredictConfig
+from scaleaudio.types import Settings
+
+
+class HeadConfig(Settings):
+    """A perceptron with one hidden layer."""
+
+    hidden_dim: Annotated[int, Field(ge=1)] = 512
+    output_dim: Annotated[int, Field(ge=1)] = 128
+    norm: Literal["batch", "layer"] = "batch"
+
+    def build(self, input_dim: int, output_dim: int | None = None) -> nn.Sequential:
+        """The head; `output_dim` overrides the config's."""
+        norm = nn.BatchNorm1d(self.hidden_dim) if self.norm == "batch" else nn.LayerNorm(self.hidden_dim)
+        return nn.Sequential(
+            nn.Linear(input_dim, self.hidden_dim),
+            norm,
+            nn.ReLU(),
+            nn.Linear(self.hidden_dim, output_dim or self.output_dim),
+        )
+
+
+class AgainstNegatives(Settings):
+    """Where the adversarial negatives act, and on whom; without an adversary none of it matters."""
+
+    negative_on: Annotated[
+        Literal["projector", "embedding", "both"],
+        Field(description="where negatives are repelled: in the projection, in the embedding that is kept, or in both"),
+    ] = "projector"
+    negative_gradient: Annotated[
+        Gradient,
+        Field(
+            description="which side a negative's similarity moves; with `anchor` the negative has no gradient and "
+            "costs no backward pass"
+        ),
+    ] = "both"
+    embedding: EmbeddingTermConfig = EmbeddingTermConfig()
+    predict: Annotated[
+        PredictConfig | None,
+        Field(description="predict the displacement from anchor and negative instead of repelling: a control"),
+    ] = None
+
+    def repels(self, where: Literal["projector", "embedding"]) -> bool:
+        """Whether negatives are pushed away there."""
+        return self.predict is None and self.negative_on in (where, "both")

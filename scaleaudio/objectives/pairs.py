@@ -1,0 +1,91 @@
+"""What an objective compares, and how keys are gathered from all workers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from scaleaudio.types import World
+
+Gradient = Literal["both", "anchor", "negative"]
+
+
+class Against(NamedTuple):
+    """The adversarial negatives of some of the clips.
+
+    Attributes:
+        z_MPD: P negatives of each of M clips.
+        valid_MP: which of them count.
+        clip_M: the rows of the batch that they belong to.
+    """
+
+    z_MPD: Tensor
+    valid_MP: Tensor
+    clip_M: Tensor
+
+    def similarity(self, anchor_BD: Tensor, gradient: Gradient) -> Tensor:
+        """Cosine similarity (M, P) of each negative to its own anchor, with gradient to the sides that are named."""
+        anchor_MD, z_MPD = anchor_BD[self.clip_M], self.z_MPD
+        if gradient == "negative":
+            anchor_MD = anchor_MD.detach()
+        if gradient == "anchor":
+            z_MPD = z_MPD.detach()
+        return torch.einsum("md,mpd->mp", F.normalize(anchor_MD, dim=-1), F.normalize(z_MPD, dim=-1))
+
+
+class Pairs(NamedTuple):
+    """Vectors to compare: projections, or the embeddings that are kept.
+
+    Attributes:
+        anchor_BD, positive_BD: of the two views.
+        against: of the displaced anchors; None without an adversary.
+        target_anchor_BD, target_positive_BD: by the EMA target, without gradient; None where the objective has none.
+    """
+
+    anchor_BD: Tensor
+    positive_BD: Tensor
+    against: Against | None = None
+    target_anchor_BD: Tensor | None = None
+    target_positive_BD: Tensor | None = None
+
+    def float(self) -> Pairs:
+        """The same in float32, which losses are computed in whatever the encoder's precision."""
+        return Pairs(
+            self.anchor_BD.float(),
+            self.positive_BD.float(),
+            None if self.against is None else self.against._replace(z_MPD=self.against.z_MPD.float()),
+            None if self.target_anchor_BD is None else self.target_anchor_BD.float(),
+            None if self.target_positive_BD is None else self.target_positive_BD.float(),
+        )
+
+
+def gather(keys_BD: Tensor, world: World, counts: list[int]) -> Tensor:
+    """The keys of all ranks in rank order (G, D), with gradient to each.
+
+    Ranks may hold different numbers: gloo needs equal ones, so they are padded on the way and cut after it.
+    """
+    if world.size == 1:
+        return keys_BD
+    gathered: Tensor = _Gather.apply(keys_BD, world.rank, counts)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, keys_BD: Tensor, rank: int, counts: list[int]) -> Tensor:
+        ctx.rank, ctx.counts = rank, counts
+        padded_ND = F.pad(keys_BD.contiguous(), (0, 0, 0, max(counts) - len(keys_BD)))
+        parts = [torch.empty_like(padded_ND) for _ in counts]
+        dist.all_gather(parts, padded_ND)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad_GD = grads[0].clone(memory_format=torch.contiguous_format)  # others may hold it, and all_reduce writes
+        dist.all_reduce(grad_GD)
+        start = sum(ctx.counts[: ctx.rank])
+        return grad_GD[start : start + ctx.counts[ctx.rank]], None, None
