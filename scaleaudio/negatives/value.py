@@ -6,7 +6,8 @@ overshoots by far; this one is as long as it takes to leave no change along the 
 
     n = x + epsilon v / rms(v),   v = d + a sign(g),   a = -(d . g) / |g|_1
 
-with g the gradient in y of s(z(x), z(y)) at y = x + epsilon d. It lies on a shell, as a displacement does: the root mean square of the change is epsilon.
+with g the gradient in y of s(z(x), z(y)) at y = x + epsilon d. It lies on a shell, as a
+displacement does: the root mean square of the change is epsilon.
 """
 
 from __future__ import annotations
