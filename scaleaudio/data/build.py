@@ -26,6 +26,7 @@ from scaleaudio.data import storage
 from scaleaudio.data.convert import ConvertConfig
 from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SHARD_SCHEMA, write_table
 from scaleaudio.data.sources import AudioFile, Listing, list_audio
+from scaleaudio.data.tars import printable
 from scaleaudio.data.units import Unit, run_units
 from scaleaudio.errors import InputError
 
@@ -228,7 +229,7 @@ def _finish(out: str, listing: Listing, results: list[dict[str, Any]]) -> BuildS
     rejects = sorted([*listing.rejects, *(tuple(row) for result in results for row in result["rejects"])])
     parts = [row for result in results for row in result["parts"]]
     shards = [row for result in results for row in result["shards"]]
-    names = [dict(zip(REJECT_SCHEMA.names, row, strict=True)) for row in rejects]
+    names = [dict(zip(REJECT_SCHEMA.names, map(printable, row), strict=True)) for row in rejects]
     write_table(storage.join(out, REJECTS_NAME), names, REJECT_SCHEMA)
     write_table(
         storage.join(out, PARTS_NAME), [dict(zip(PART_SCHEMA.names, r, strict=True)) for r in parts], PART_SCHEMA

@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,6 +76,16 @@ def probe(data: bytes) -> AudioInfo:
         return _checked_info(file, data)
 
 
+def measure(data: bytes) -> AudioInfo:
+    """The header of `data` with the true number of frames: an MP3 is decoded for it, since its own is an estimate.
+
+    Raises:
+        DecodeError: as `probe`, and where an MP3 cannot be decoded.
+    """
+    info = probe(data)
+    return info if info.format != "MP3" else replace(info, frames=read_source(data, _count)[0])
+
+
 def decode_crop(
     data: bytes, *, sample_rate_hz: int, crop_frames: int, position: float, frames: int | None = None
 ) -> Wave:
@@ -98,14 +108,45 @@ def decode_crop(
             part = math.ceil(crop_frames * file.samplerate / sample_rate_hz)
             start = int(position * max(total - part + 1, 1))
             wave, rate_hz = _read_at(file, start, min(part, total)), file.samplerate
-    except Unreadable:  # or not to be sought in, as GSM and some MP3: decoded whole
-        whole, rate_hz = decode(data, max_seconds=MAX_WHOLE_SECONDS)
-        if frames is not None and len(whole) < frames:
-            raise DecodeError(_truncated(len(whole), frames, rate_hz)) from None
-        part = math.ceil(crop_frames * rate_hz / sample_rate_hz)
-        start = int(position * max(len(whole) - part + 1, 1))
-        wave = whole[start : start + part]
+    except Unreadable:  # or not to be sought in, as GSM and some MP3
+        wave, rate_hz = _crop_in_passing(data, sample_rate_hz, crop_frames, position, frames)
     return _fit(within_range(resample(to_mono(wave), rate_hz, sample_rate_hz)), crop_frames, position)
+
+
+def _crop_in_passing(
+    data: bytes, sample_rate_hz: int, crop_frames: int, position: float, frames: int | None
+) -> tuple[Wave, int]:
+    """The crop (before mixing and resampling) and its rate, where one has to read from the start to get there.
+
+    Read once for the length and once for the crop, which takes no more memory than the crop does.
+    """
+    total, rate_hz = read_source(data, _count)
+    if frames is not None and total < frames:
+        raise DecodeError(_truncated(total, frames, rate_hz))
+    part = math.ceil(crop_frames * rate_hz / sample_rate_hz)
+    start = int(position * max(total - part + 1, 1))
+
+    def cut(source: Source) -> Wave:
+        at, kept = 0, []
+        for block in source.blocks:
+            if at < start + part and at + len(block) > start:
+                kept.append(block[max(start - at, 0) : start + part - at])
+            at += len(block)
+            if at >= start + part:
+                break
+        return np.concatenate(kept)
+
+    return read_source(data, cut), rate_hz
+
+
+def _count(source: Source) -> tuple[int, int]:
+    """The true number of frames, and the rate."""
+    total, rate_hz = 0, source.info.sample_rate_hz
+    for block in source.blocks:
+        total += len(block)
+        if total > MAX_WHOLE_SECONDS * rate_hz:
+            raise DecodeError(f"longer than {MAX_WHOLE_SECONDS:g} s, and not to be read from the middle")
+    return total, rate_hz
 
 
 def decode(data: bytes, *, max_seconds: float) -> tuple[Wave, int]:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.index import ShardIndex, span_fault
 from scaleaudio.data.order import Integers
 from scaleaudio.data.storage import is_local, open_input, open_url
 from scaleaudio.errors import DecodeError, InputError
@@ -34,7 +34,7 @@ FIRST_WAIT_SECONDS = 0.2
 class Member(NamedTuple):
     """One audio file in a shard, as the index describes it (None: it does not say).
 
-    `data` holds its bytes where they were read ahead.
+    `fault` says why that cannot be true; `data` holds its bytes where they were read ahead.
     """
 
     shard: str
@@ -44,6 +44,8 @@ class Member(NamedTuple):
     size: int
     frames: int | None
     checksum: str | None
+    shard_bytes: int
+    fault: str | None = None
     data: bytes | None = None
 
 
@@ -76,8 +78,9 @@ class Fetcher:
         None where any of them cannot be found or read; `find` and `load` then say which, and why.
         """
         try:
-            members = self._members(group)
-            return dict(zip(group.tolist(), self._filled(members), strict=True))
+            found = zip(group.tolist(), self._members(group), strict=True)
+            usable = {number: member for number, member in found if not member.fault}
+            return dict(zip(usable, self._filled(list(usable.values())), strict=True)) if usable else {}
         except DecodeError:
             return {}
 
@@ -95,6 +98,8 @@ class Fetcher:
         Raises:
             DecodeError: when its shard is missing, too short, changed, or not to be had after several tries.
         """
+        if member.fault:
+            raise DecodeError(member.fault)
         data = member.data
         if data is None:
             data = self._patiently(member.shard, lambda: _read([member]))[0]
@@ -122,7 +127,13 @@ class Fetcher:
         shard, first = self._place(int(group[0]))
         rows = self._table(shard).slice(first, int(group[-1] - group[0]) + 1).to_pylist()
         name, url = self._shard_name(shard), self._index.shard_url(shard)
-        return [Member(name, url, **rows[number - group[0]]) for number in group]
+        num_bytes = self._index.shards["num_bytes"][shard].as_py()
+        chosen = [rows[number - group[0]] for number in group]
+        faults = [span_fault(row["offset"], row["size"], row["frames"], num_bytes) for row in chosen]
+        return [
+            Member(name, url, **row, shard_bytes=num_bytes, fault=fault)
+            for row, fault in zip(chosen, faults, strict=True)
+        ]
 
     def _load_table(self, shard: int) -> pa.Table:
         columns = ["key", "offset", "size", "frames", "checksum"]
@@ -172,14 +183,23 @@ def _read(members: list[Member]) -> list[bytes]:
     """The bytes of `members` of one file, neighbours by a read in common."""
     found = []
     with open_input(members[0].url) as file:
+        _check_size(members, file.size())
         for run in _runs(members):
             start, size = run[0].offset, _end(run) - run[0].offset
-            data = bytes(file.read_at(size, start))
+            # Asked before, since a read that the file cannot fill takes the memory for it all the same.
+            data = bytes(file.read_at(size, start)) if start + size <= file.size() else b""
             if len(data) != size:
                 raise OSError(f"the shard ends before byte {start + size}: it is shorter than its index says")
             # Copies: a view would hold the whole read until its last sample is used.
             found += [data[member.offset - start : member.offset - start + member.size] for member in run]
     return found
+
+
+def _check_size(members: list[Member], num_bytes: int) -> None:
+    """Refuses another file than the one indexed, where no checksum will tell."""
+    indexed = members[0].shard_bytes
+    if num_bytes != indexed and any(member.checksum is None for member in members):
+        raise OSError(f"the shard has another size than when it was indexed: {num_bytes} bytes, and {indexed} then")
 
 
 def _runs(members: list[Member]) -> Iterator[list[Member]]:

@@ -7,6 +7,7 @@ each a sample table with a row a sample in tar order. A reader loads the first, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,10 @@ from scaleaudio.errors import InputError
 
 INDEX_NAME = "index.parquet"
 REJECTS_NAME = "rejects.parquet"
+# A clip is held in memory whole; what is larger (hours of audio, or a member full of zeros) is not read.
+MAX_CLIP_BYTES = 1 << 29
+# Of all shards together: far beyond any corpus, and far below where 64 bits overflow.
+MAX_SAMPLES = 1 << 48
 SHARD_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),  # file name, relative to the index (or a whole url)
@@ -60,7 +65,12 @@ class ShardIndex:
             InputError: when there is none, or it cannot be read as one.
         """
         folder = url.removesuffix(INDEX_NAME).rstrip("/") if url.endswith("/" + INDEX_NAME) else url
-        table = read_table(storage.join(folder, INDEX_NAME), SHARD_SCHEMA, missing=_advice(folder))
+        table_url = storage.join(folder, INDEX_NAME)
+        table = read_table(table_url, SHARD_SCHEMA, missing=lambda: _advice(folder))
+        _check_complete(table_url, table, ("shard", "num_samples", "num_bytes", "samples"))
+        counts = table["num_samples"].to_numpy()
+        if len(counts) and not (counts.min() > 0 and counts.max() <= MAX_SAMPLES // len(counts)):
+            raise InputError(f"{table_url}: num_samples from {counts.min()} to {counts.max()} cannot be. Index anew")
         return cls(folder, table)
 
     @cached_property
@@ -98,24 +108,42 @@ class ShardIndex:
             InputError: when it is missing, or has another number of rows than the index says.
         """
         url = storage.join(self.url, self.shards["samples"][shard].as_py())
-        table = read_table(url, SAMPLE_SCHEMA, missing=f"{url}: this sample table, named by {INDEX_NAME}, is missing")
+        table = read_table(
+            url, SAMPLE_SCHEMA, missing=lambda: f"{url}: this sample table, named by {INDEX_NAME}, is missing"
+        )
         expected = int(self.num_samples_per_shard[shard])
         if len(table) != expected:
             raise InputError(f"{url}: {INDEX_NAME} says {expected} samples, the table has {len(table)}. Index anew")
+        _check_complete(url, table, ("key", "member", "offset", "size"))
         return table
 
 
-def read_table(url: str, schema: pa.Schema, *, missing: str) -> pa.Table:
+def span_fault(offset: int, size: int, frames: int | None, num_bytes: int) -> str | None:
+    """Why a row of a sample table cannot be that of a clip in a tar of `num_bytes`; None where it can."""
+    if offset < 0 or not 0 <= size <= MAX_CLIP_BYTES or (frames is not None and frames < 1):
+        return f"its index row cannot be: offset {offset}, size {size}, frames {frames}. Index the shard anew"
+    if offset + size > num_bytes:
+        return f"its index row lies outside the shard: offset {offset}, size {size}, in a shard of {num_bytes} bytes"
+    return None
+
+
+def _check_complete(url: str, table: pa.Table, columns: tuple[str, ...]) -> None:
+    for name in columns:
+        if table[name].null_count:
+            raise InputError(f"{url}: {table[name].null_count} rows have no {name}. Make the index anew")
+
+
+def read_table(url: str, schema: pa.Schema, *, missing: Callable[[], str]) -> pa.Table:
     """The Parquet table at `url`, cast to `schema`.
 
     Raises:
-        InputError: `missing` when there is no such file; else naming url and fault.
+        InputError: `missing()` when there is no such file; else naming url and fault.
     """
     try:
         table = read_parquet(url)
         return table.select(schema.names).cast(schema)
     except FileNotFoundError:
-        raise InputError(missing) from None
+        raise InputError(missing()) from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, InputError):
             raise

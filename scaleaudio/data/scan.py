@@ -6,26 +6,37 @@ A sample is, as in WebDataset, a run of members whose names agree up to the firs
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from typing import Any
 
 import pyarrow as pa
 from rich.progress import track
 
-from scaleaudio.data import storage
-from scaleaudio.data.decode import probe
-from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, write_table
+from scaleaudio.data import storage, tars
+from scaleaudio.data.decode import measure
+from scaleaudio.data.index import (
+    INDEX_NAME,
+    MAX_CLIP_BYTES,
+    REJECTS_NAME,
+    SAMPLE_SCHEMA,
+    SHARD_SCHEMA,
+    write_table,
+)
 from scaleaudio.data.shards import crc32_hex, shard_row
+from scaleaudio.data.tars import DamagedTar, Entry, Hashed, printable
 from scaleaudio.errors import DecodeError, InputError
 
 # In order of preference, where a sample has audio in several formats.
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "m4a", "aac", "aiff", "aif", "caf", "w64", "au", "spx", "webm")
 REJECT_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string())])
-BLOCK_BYTES = 1 << 20
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
+COMPRESSED = "compressed: no byte can be read at an offset. Unpack (gunzip FILE.tar.gz), and index the .tar"
+# Of one sample: a hostile tar may give a million members the same key.
+MAX_MEMBERS = 1000
+MAX_LABEL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,24 +71,29 @@ def index(
     Raises:
         InputError: no tars at `url`; an index is there already; nothing could be indexed.
     """
-    entries = [entry for entry in storage.list_entries(url) if entry.url.endswith(".tar")]
+    listing = storage.list_entries(url)
+    entries = [entry for entry in listing if entry.url.endswith(".tar")]
+    compressed = [entry.url for entry in listing if entry.url.lower().endswith(COMPRESSED_SUFFIXES)]
     folder = url if out is None else out
     if not entries:
-        raise InputError(f'"{url}": no .tar shards here (compressed tars cannot be read at an offset: unpack them)')
+        raise InputError(f'"{url}": no .tar shards here{f", but {len(compressed)} {COMPRESSED}" if compressed else ""}')
     if storage.exists(storage.join(folder, INDEX_NAME)) and not replace:
         raise InputError(
             f'"{folder}" has an {INDEX_NAME} already. Replace it with --replace, or write elsewhere with --out'
         )
     rows: list[dict[str, Any]] = []
-    rejects: list[tuple[str, str]] = []
+    rejects = [(printable(_name(url, packed, out)), COMPRESSED) for packed in compressed]
     for entry in track(entries, "index", disable=not progress):
-        name = entry.url.removeprefix(storage.join(url, "x")[:-1]) if out is None else storage.absolute(entry.url)
+        name = _name(url, entry.url, out)
         try:
             scan, checksum = _scan(entry.url, headers_only)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            rejects.append((name, f"damaged tar: {error}"))
+        except DamagedTar as error:
+            rejects.append((printable(name), f"damaged tar: {error}"))
             continue
-        rejects += [(f"{name}/{key}", reason) for key, reason in scan.rejects]
+        except OSError as error:
+            rejects.append((printable(name), f"cannot be read: {printable(str(error))}"))
+            continue
+        rejects += [(f"{printable(name)}/{key}", reason) for key, reason in scan.rejects]
         if scan.samples:
             row = shard_row(name, scan.samples, entry.size, checksum) | {"samples": _table_name(name, len(rows))}
             write_table(storage.join(folder, row["samples"]), scan.samples, SAMPLE_SCHEMA)
@@ -90,6 +106,11 @@ def index(
     return IndexSummary(len(rows), sum(row["num_samples"] for row in rows), tuple(rejects))
 
 
+def _name(url: str, tar: str, out: str | None) -> str:
+    """What the index calls `tar`: relative where it lies beside the tars."""
+    return tar.removeprefix(storage.join(url, "x")[:-1]) if out is None else storage.absolute(tar)
+
+
 def _table_name(shard: str, number: int) -> str:
     return f"samples/{number:06d}-{shard.rpartition('/')[2].removesuffix('.tar')}.parquet"
 
@@ -98,52 +119,27 @@ def _scan(url: str, headers_only: bool) -> tuple[_Scan, str | None]:
     """The samples of one tar, and its sha256 (None from headers only).
 
     Raises:
-        tarfile.TarError: when the tar is damaged or cut off.
+        DamagedTar: when the tar is damaged or cut off.
     """
     scan, seen = _Scan(), set()
     with storage.open_input(url) as raw:
-        file: Any = raw if headers_only else _Hashed(raw)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for key, members in _samples(tar):
-                reason = f"key {key} occurs before: only its first sample is used" if key in seen else None
+        file: Any = raw if headers_only else Hashed(raw)
+        for key, members in _samples(tars.entries(file, raw.size())):
+            try:
+                if key in seen:
+                    raise DecodeError(f"key {key} occurs before: only its first sample is used")
                 seen.add(key)
-                try:
-                    if reason:
-                        raise DecodeError(reason)
-                    scan.samples.append(_sample_row(key, members, file, headers_only))
-                except DecodeError as error:
-                    scan.rejects.append((key, str(error)))
-            end = tar.offset
-        _check_end(file, end)
+                scan.samples.append(_sample_row(key, members, file, headers_only))
+            except DecodeError as error:
+                scan.rejects.append((key, printable(str(error))))
     return scan, None if headers_only else file.digest.hexdigest()
 
 
-def _check_end(file: Any, end: int) -> None:
-    """Refuses what tarfile takes a damaged header, or the lack of any, for the end without a word."""
-    file.seek(end)
-    block = file.read(BLOCK_BYTES)
-    if not block:
-        raise tarfile.ReadError(f"cut off after {end} bytes: the blocks that end a tar are missing")
-    while block:
-        if block.count(0) != len(block):
-            raise tarfile.ReadError(f"a damaged header at byte {end}")
-        block = file.read(BLOCK_BYTES)
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
-    members: list[tarfile.TarInfo] = []
-    last = None
-    for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-        if member.isdir():
-            continue
-        key = _key(member.name)
-        if key != last and members:
-            yield str(last), members
-            members = []
-        members, last = [*members, member], key
-    if members:
-        yield str(last), members
+def _samples(members: Iterator[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    for key, sample in groupby(
+        (member for member in members if not member.is_folder), lambda member: _key(member.name)
+    ):
+        yield key, list(islice(sample, MAX_MEMBERS))
 
 
 def _key(name: str) -> str:
@@ -151,74 +147,53 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _sample_row(key: str, members: list[tarfile.TarInfo], file: Any, headers_only: bool) -> dict[str, Any]:
+def _sample_row(key: str, members: list[Entry], file: Any, headers_only: bool) -> dict[str, Any]:
     audio = _audio_member(members)
-    label = next((member for member in members if member.name.lower().endswith(".json") and member.isreg()), None)
-    row: dict[str, Any] = {"key": key, "member": audio.name, "offset": audio.offset_data, "size": audio.size}
+    row: dict[str, Any] = {"key": key, "member": audio.name, "offset": audio.offset, "size": audio.size}
     row |= {"frames": None, "sample_rate_hz": None, "label": None, "checksum": None}
     if headers_only:
         return row
-    wanted = [audio, label] if label else [audio]
-    contents = {}
-    for member in sorted(wanted, key=lambda member: member.offset_data):
-        file.seek(member.offset_data)
-        contents[member.name] = file.read(member.size)
-        if len(contents[member.name]) != member.size:
-            raise tarfile.ReadError(f"cut off inside {member.name}")
-    info = probe(contents[audio.name])
-    row |= {"frames": info.frames, "sample_rate_hz": info.sample_rate_hz}
-    return row | {
-        "label": _json_text(contents[label.name]) if label else None,
-        "checksum": crc32_hex(contents[audio.name]),
-    }
+    wanted = [audio, *(member for member in members if _is_label(member))][:2]
+    contents = {member: _content(file, member) for member in sorted(wanted, key=lambda member: member.offset)}
+    info = measure(contents[audio])
+    row |= {"frames": info.frames, "sample_rate_hz": info.sample_rate_hz, "checksum": crc32_hex(contents[audio])}
+    return row | {"label": _json_text(contents[wanted[1]]) if len(wanted) > 1 else None}
 
 
-def _audio_member(members: list[tarfile.TarInfo]) -> tarfile.TarInfo:
-    def rank(member: tarfile.TarInfo) -> int:
-        suffix = member.name.rpartition(".")[2].lower()
-        return AUDIO_SUFFIXES.index(suffix) if suffix in AUDIO_SUFFIXES and member.isreg() else len(AUDIO_SUFFIXES)
+def _is_label(member: Entry) -> bool:
+    return member.name.lower().endswith(".json") and member.fault is None and member.size <= MAX_LABEL_BYTES
 
-    best = min(members, key=rank)
-    if rank(best) == len(AUDIO_SUFFIXES):
+
+def _content(file: Any, member: Entry) -> bytes:
+    file.seek(member.offset)
+    content: bytes = file.read(member.size)
+    if len(content) != member.size:
+        raise DamagedTar(f"cut off inside {member.name}")
+    return content
+
+
+def _audio_member(members: list[Entry]) -> Entry:
+    """The one in the format that is preferred, of those that can be had."""
+    audio = [member for member in members if _suffix(member) in AUDIO_SUFFIXES]
+    if not audio:
         raise DecodeError(f"no audio member among {', '.join(member.name for member in members)}"[:300])
-    if best.issparse():
-        raise DecodeError(f"{best.name} is stored sparse: it has no bytes at one place")
+    best = min(audio, key=lambda member: (member.fault is not None, AUDIO_SUFFIXES.index(_suffix(member))))
+    if best.fault:
+        raise DecodeError(f"{best.name} is {best.fault}")
+    if best.size > MAX_CLIP_BYTES:
+        raise DecodeError(f"{best.name} has {best.size} bytes, more than {MAX_CLIP_BYTES}: cut it (shards build)")
     return best
 
 
+def _suffix(member: Entry) -> str:
+    return member.name.rpartition(".")[2].lower()
+
+
 def _json_text(data: bytes) -> str | None:
+    """`data` as JSON of one form, or None where it is none."""
     try:
-        return json.dumps(json.loads(data), ensure_ascii=False, sort_keys=True)
-    except ValueError:
+        text = json.dumps(json.loads(data), ensure_ascii=False, sort_keys=True)
+        text.encode()  # half a surrogate pair, which JSON may name, is no text
+    except (ValueError, RecursionError):
         return None
-
-
-class _Hashed:
-    """A file that is read front to back, small steps back allowed; its sha256 covers every byte once."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self.digest = file, hashlib.sha256()
-        self._at = self._hashed = 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        while self._hashed < position and self._read(self._hashed, min(BLOCK_BYTES, position - self._hashed)):
-            pass
-        self._at = position
-        return position
-
-    def read(self, size: int) -> bytes:
-        data = self._read(self._at, size)
-        self._at += len(data)
-        return data
-
-    def _read(self, start: int, size: int) -> bytes:
-        self._file.seek(start)
-        data = bytes(self._file.read(size))
-        fresh = start + len(data) - self._hashed
-        if fresh > 0:
-            self.digest.update(data[-fresh:])
-            self._hashed += fresh
-        return data
+    return text

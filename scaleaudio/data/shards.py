@@ -18,7 +18,7 @@ from rich.progress import track
 
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
-from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, ShardIndex, span_fault, write_table
 from scaleaudio.errors import InputError
 
 BLOCK_BYTES = 1 << 20
@@ -178,19 +178,19 @@ def _verify_shard(shards: ShardIndex, shard: int) -> list[Damage]:
     if checksum != row["checksum"] and not damages:
         damages.append(Damage(name, "", "its sha256 differs, outside the audio members (headers or .json)"))
     if checksum == row["checksum"]:
-        damages += [
-            Damage(name, sample["member"], "the sample table places it beyond the end of the tar")
-            for sample in samples
-            if sample["offset"] + sample["size"] > num_bytes and not damages
-        ]
+        damages += [Damage(name, sample["member"], fault) for sample in samples if (fault := _fault(sample, num_bytes))]
     return damages
+
+
+def _fault(sample: dict[str, Any], num_bytes: int) -> str | None:
+    return span_fault(sample["offset"], sample["size"], sample["frames"], num_bytes)
 
 
 def _damaged_members(name: str, url: str, samples: list[dict[str, Any]], num_bytes: int) -> Iterator[Damage]:
     with storage.open_input(url) as file:
         for sample in samples:
-            if sample["offset"] + sample["size"] > num_bytes:
-                yield Damage(name, sample["member"], "cut off: the tar ends before it does")
+            if fault := _fault(sample, num_bytes):
+                yield Damage(name, sample["member"], f"cut off, or wrongly indexed: {fault}")
             elif sample["checksum"] not in (None, crc32_hex(file.read_at(sample["size"], sample["offset"]))):
                 yield Damage(name, sample["member"], "its bytes differ from the indexed checksum")
 

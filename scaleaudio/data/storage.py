@@ -93,8 +93,18 @@ def list_entries(url: str, suffix: str = "") -> list[FileEntry]:
     filesystem, path = open_url(url)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     root = path.rstrip("/") + "/"
-    files = (info for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
+    try:
+        files = [info for info in found if info.type == fs.FileType.File and info.path.endswith(suffix)]
+    except UnicodeDecodeError:  # pyarrow cannot give a name that is no UTF-8
+        return _walk(path, suffix)
     return sorted(FileEntry(join(url, info.path.removeprefix(root)), info.size, info.mtime_ns or 0) for info in files)
+
+
+def _walk(path: str, suffix: str) -> list[FileEntry]:
+    """`list_entries` of a local folder; names that are no UTF-8 hold surrogates, and `open_input` refuses them."""
+    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names if name.endswith(suffix)]
+    infos = [(str(file), file.stat()) for file in files if file.is_file()]
+    return sorted(FileEntry(name, info.st_size, info.st_mtime_ns) for name, info in infos)
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
@@ -127,6 +137,8 @@ def open_input(url: str) -> Any:
     filesystem, path = open_url(url)
     try:
         return filesystem.open_input_file(path)
+    except UnicodeEncodeError:
+        raise OSError(f"{os.fsencode(url)!r}: its name is not UTF-8. Rename it") from None
     except (OSError, pa.ArrowException) as error:
         raise type(error)(f"{url}: {error}") from error
 

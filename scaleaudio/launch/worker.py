@@ -135,7 +135,7 @@ class _Run:
             self.step = meta.step
         if self._engine.world.rank == 0:
             self._log = RunLog(self._url, self.step)
-        for line in found[2] if found is not None else []:
+        for line in [*(found[2] if found is not None else []), *(self._log.warnings if self._log else [])]:
             self.post(kind="warning", text=line)
         return self.step
 

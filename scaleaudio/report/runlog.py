@@ -15,7 +15,8 @@ import pyarrow as pa
 from torch.utils.tensorboard import SummaryWriter
 
 from scaleaudio.data import storage
-from scaleaudio.data.index import read_parquet, write_table
+from scaleaudio.data.index import read_table, write_table
+from scaleaudio.errors import InputError
 from scaleaudio.types import Reject
 
 METRICS = "metrics.jsonl"
@@ -25,7 +26,10 @@ _SCHEMA = pa.schema([("step", pa.int64()), ("shard", pa.string()), ("key", pa.st
 
 
 class RunLog:
-    """The log of one run; a resumed run goes on where its checkpoint was and drops what came after it."""
+    """The log of one run; a resumed run goes on where its checkpoint was and drops what came after it.
+
+    `warnings` says what was found damaged, and where it was set aside.
+    """
 
     def __init__(self, run_url: str, start_step: int) -> None:
         """Takes over what the run has logged of the steps before `start_step`."""
@@ -33,11 +37,32 @@ class RunLog:
         self._scratch = None if storage.is_local(run_url) else tempfile.TemporaryDirectory()
         self._folder = Path(storage.open_url(run_url)[1] if self._scratch is None else self._scratch.name)
         self._folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_metrics(run_url) if record["step"] < start_step]
-        self._replace(METRICS, kept)
-        self._replace(EVENTS, read_events(run_url))
-        self._rejects = [row for row in read_rejects(run_url) if row["step"] < start_step]
+        self.warnings: list[str] = []
+        metrics = self._usable_lines(METRICS, start_step)
+        self._replace(METRICS, [record for record in metrics if record.get("step", 0) < start_step])
+        self._replace(EVENTS, self._usable_lines(EVENTS, start_step))
+        self._rejects = [row for row in self._usable_rejects(start_step) if row["step"] < start_step]
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step)
+
+    def _usable_lines(self, name: str, start_step: int) -> list[dict[str, Any]]:
+        records, num_bad = _read_lines(storage.join(self._url, name))
+        if num_bad:
+            self._set_aside(name, start_step, f"{num_bad} of its lines are damaged, and left out")
+        return records
+
+    def _usable_rejects(self, start_step: int) -> list[dict[str, Any]]:
+        try:
+            return read_rejects(self._url)
+        except InputError as error:
+            self._set_aside(REJECTS, start_step, f"begun anew, since it cannot be read ({error})")
+            return []
+
+    def _set_aside(self, name: str, start_step: int, reason: str) -> None:
+        """Keeps the damaged file as it is, under another name, and says so."""
+        stem, _, suffix = name.partition(".")
+        copy = f"{stem}.damaged-before-step-{start_step}.{suffix}"
+        storage.write_atomic(storage.join(self._url, copy), storage.read_bytes(storage.join(self._url, name)))
+        self.warnings.append(f"{storage.join(self._url, name)}: {reason}. As it was: {copy}")
 
     def _replace(self, name: str, records: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -78,29 +103,41 @@ class RunLog:
 
 
 def read_metrics(run_url: str) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, oldest first; a line cut off by a crash is left out."""
-    return _read_lines(storage.join(run_url, METRICS))
+    """The records of a run's metrics.jsonl, oldest first; damaged lines are left out."""
+    return _read_lines(storage.join(run_url, METRICS))[0]
 
 
 def read_events(run_url: str) -> list[dict[str, Any]]:
-    """The records of a run's events.jsonl, oldest first, over all its attempts."""
-    return _read_lines(storage.join(run_url, EVENTS))
-
-
-def _read_lines(url: str) -> list[dict[str, Any]]:
-    if not storage.exists(url):
-        return []
-    records = []
-    for line in storage.read_bytes(url).decode().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """The records of a run's events.jsonl, oldest first, over all its attempts; damaged lines are left out."""
+    return _read_lines(storage.join(run_url, EVENTS))[0]
 
 
 def read_rejects(run_url: str) -> list[dict[str, Any]]:
-    """The rows of a run's rejects.parquet."""
+    """The rows of a run's rejects.parquet.
+
+    Raises:
+        InputError: when it is damaged.
+    """
     url = storage.join(run_url, REJECTS)
-    rows: list[dict[str, Any]] = read_parquet(url).to_pylist() if storage.exists(url) else []
+    if not storage.exists(url):
+        return []
+    rows: list[dict[str, Any]] = read_table(url, _SCHEMA, missing=lambda: f"{url}: gone").to_pylist()
     return rows
+
+
+def _read_lines(url: str) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file, and how many lines are none; a last line that a crash cut off does not count."""
+    if not storage.exists(url):
+        return [], 0
+    *lines, rest = storage.read_bytes(url).decode(errors="replace").split("\n")
+    found = [_record(line) for line in lines]
+    records = [record for record in [*found, _record(rest)] if record is not None]
+    return records, found.count(None)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None

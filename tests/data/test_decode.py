@@ -1,12 +1,13 @@
 """Crops are exactly what decoding everything would give, and broken files say what is wrong with them."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
-from scaleaudio.data.decode import decode, decode_crop, probe, resample
+from scaleaudio.data.decode import decode, decode_crop, measure, probe, resample
 from scaleaudio.errors import DecodeError
 
 
@@ -130,3 +131,23 @@ def test_ffmpeg_reads_what_libsndfile_refuses(tmp_path):
     with pytest.raises(DecodeError):
         probe(data)
     assert decode_crop(data, sample_rate_hz=16_000, crop_frames=8000, position=0.3).any()
+
+
+def test_the_length_of_an_mp3_is_counted_and_not_estimated():
+    data = encode(noise(16_000), format="MP3")
+    cut = data[: len(data) // 2]
+    assert probe(cut).frames > 1.5 * measure(cut).frames
+    assert measure(cut).frames == len(decode(cut, max_seconds=10)[0])
+
+
+@pytest.mark.parametrize("position", [0.0, 0.4, 0.999])
+def test_a_crop_that_has_to_be_read_from_the_start_is_that_of_the_whole_in_little_memory(position):
+    data = encode(noise(400_000), 8000, format="WAV", subtype="GSM610")
+    whole, _ = decode(data, max_seconds=100)
+    tracemalloc.start()
+    crop = decode_crop(data, sample_rate_hz=8000, crop_frames=500, position=position)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    start = int(position * (len(whole) - 499))
+    np.testing.assert_array_equal(crop, whole[start : start + 500, 0])
+    assert peak < len(data) + whole.nbytes / 2

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaleaudio.report.runlog import EVENTS, METRICS, RunLog, read_events, read_metrics, read_rejects
+from scaleaudio.errors import InputError
+from scaleaudio.report.runlog import EVENTS, METRICS, REJECTS, RunLog, read_events, read_metrics, read_rejects
 from scaleaudio.types import Reject
 
 
@@ -65,3 +66,38 @@ def test_events_of_all_attempts_stay_with_their_times(run_url: str) -> None:
 def test_a_run_that_has_not_begun_has_logged_nothing(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert read_metrics(nowhere) == [] and read_events(nowhere) == [] and read_rejects(nowhere) == []
+
+
+def test_a_damaged_line_costs_that_line_alone_and_the_file_is_kept(run_url: str) -> None:
+    path = Path(run_url) / METRICS
+    lines = path.read_bytes().split(b"\n")
+    lines[3], lines[5], lines[6] = b'{"step": 3, "los', b"\xff\xfe\x00", b"[1, 2]"
+    path.write_bytes(b"\n".join(lines))
+    damaged = path.read_bytes()
+    assert [record["step"] for record in read_metrics(run_url)] == [0, 1, 2, 4, 7, 8, 9]
+    log = RunLog(run_url, 9)
+    log.close()
+    assert [record["step"] for record in read_metrics(run_url)] == [0, 1, 2, 4, 7, 8]
+    (warning,) = log.warnings
+    assert "metrics.jsonl: 3 of its lines are damaged" in warning
+    assert (Path(run_url) / "metrics.damaged-before-step-9.jsonl").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 no table", b"\0" * 500])
+def test_a_damaged_table_of_rejects_is_set_aside_and_the_run_goes_on(run_url: str, damage: bytes) -> None:
+    (Path(run_url) / REJECTS).write_bytes(damage)
+    with pytest.raises(InputError, match=r"rejects\.parquet: not a table"):
+        read_rejects(run_url)
+    log = RunLog(run_url, 6)
+    log.add_rejects([(7, Reject("c.tar", "z", "empty"))])
+    log.close()
+    assert [row["key"] for row in read_rejects(run_url)] == ["z"]
+    (warning,) = log.warnings
+    assert "begun anew" in warning and "rejects.damaged-before-step-6.parquet" in warning
+    assert (Path(run_url) / "rejects.damaged-before-step-6.parquet").read_bytes() == damage
+
+
+def test_a_whole_log_has_nothing_to_warn_of(run_url: str) -> None:
+    log = RunLog(run_url, 6)
+    log.close()
+    assert log.warnings == []
