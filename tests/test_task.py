@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scaleaudio.negatives import Found
 from scaleaudio.task import PretrainTask, TaskConfig
-from scaleaudio.types import Draws, World
+from scaleaudio.types import Draws, Views, World
 
 KINDS = [{}, AUDIO_NTT, BYOL, AUDIO_NTT | BYOL]
 
@@ -199,6 +199,101 @@ def test_the_search_scores_anchors_and_candidates_in_eval_mode_in_the_projector(
     found = [search(task), search(task)]
     assert [len(scored) for scored in seen] == [5 * GLOBAL_BATCH] * 2
     assert torch.equal(*seen) and torch.equal(found[0].mel_NFS, found[1].mel_NFS)
+
+
+# Where negatives act.
+
+EVERY_PLACE: list[dict[str, Any]] = [
+    {"objective.negative_on": "embedding"},
+    {"objective.negative_on": "both"},
+    {"objective.negative_gradient": "anchor"},
+    {"objective.negative_gradient": "negative"},
+    {"objective.predict": {"hidden_dim": 8}},
+    {"negatives.fraction": 0.5, "negatives.num_kept": 2, "objective.negative_on": "both"},
+    BYOL | {"objective.negative_on": "both"},
+    BYOL | {"objective.negative_side": "target"},
+    BYOL | {"objective.predict": {"hidden_dim": 8}},
+]
+
+
+@pytest.mark.parametrize("changes", EVERY_PLACE)
+@pytest.mark.parametrize("batch_norm", ["split", "eval", "shared"])
+def test_wherever_negatives_act_every_parameter_is_trained_and_they_count(
+    changes: dict[str, Any], batch_norm: str
+) -> None:
+    task = config(
+        BYOL if "kind" in changes.get("objective", {}) else {}, changes, {"negatives.batch_norm": batch_norm}
+    ).build()
+    losses = task(batch(task.config))
+    losses.total.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in task.parameters())
+    plain = config(BYOL if "kind" in changes.get("objective", {}) else {}, NO_NEGATIVES).build()
+    assert not torch.equal(plain(batch(plain.config)).total, losses.total)
+
+
+def encoder_gradient(task: PretrainTask) -> Tensor:
+    return grads(task)["encoder.stem.0.weight"]
+
+
+def test_repelled_in_the_embedding_alone_the_projector_has_the_plain_gradient() -> None:
+    plain, apart = config(NO_NEGATIVES).build(), config({"objective.negative_on": "embedding"}).build()
+    expected, found = grads(plain), grads(apart)
+    assert torch.equal(expected["projector.3.weight"], found["projector.3.weight"])
+    assert not torch.allclose(expected["encoder.stem.0.weight"], found["encoder.stem.0.weight"], rtol=1e-3)
+
+
+def test_a_few_steps_against_the_embedding_drive_the_negative_away_in_the_embedding() -> None:
+    """Standardised similarities, as the term sees them: what it is for."""
+    found = {}
+    for where in ("projector", "embedding"):
+        task = config({"objective.negative_on": where, "objective.embedding.weight": 3.0}).build()
+        optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
+        for step in range(6):
+            losses = task(batch(task.config, step % 2))
+            optimizer.zero_grad()
+            losses.total.backward()
+            optimizer.step()
+        parts = task(batch(task.config)).parts
+        found[where] = float(parts["similarity/embedding_positive"] - parts["similarity/embedding_negative"])
+    assert found["embedding"] > found["projector"]
+
+
+def test_a_negative_without_gradient_costs_no_backward_pass() -> None:
+    task = config({"objective.negative_gradient": "anchor"}).build()
+    modes: list[bool] = []
+    task.projector.register_forward_hook(lambda module, inputs, output: modes.append(output.requires_grad))
+    task(batch(task.config))
+    assert modes == [False, True, False]  # the search, the views, the negatives
+
+
+# The displace-and-return control, and positives that bear artefacts.
+
+
+def test_the_control_shows_the_objective_the_anchor_with_seams_only() -> None:
+    changes = {"negatives.families": ["frequency_shift", "time_shift"], "negatives.control": "return"}
+    task = config(changes).build()
+    mel_BFS = task.frontend(batch(task.config).wave_BT)
+    mel_NFS = search(task).mel_NFS
+    moved = (mel_NFS != mel_BFS).flatten(1)
+    floor = (mel_NFS == mel_BFS.amin(dim=(1, 2), keepdim=True)).flatten(1)
+    assert moved.any(dim=1).all() and (floor | ~moved).all()
+    assert not search(config(changes | {"negatives.control": "none"}).build()).mel_NFS.equal(mel_NFS)
+
+
+SHIFT_IN_TIME = {"kind": "hardest_of_k", "families": ["time_shift"], "frequency_strength": 0}
+
+
+@pytest.mark.parametrize("negatives", [SHIFT_IN_TIME, {"kind": "field"}], ids=["hardest_of_k", "field"])
+def test_positives_bear_the_artefacts_that_are_asked_for(negatives: dict[str, Any]) -> None:
+    for share in (0.0, 0.5, 1.0):
+        task = config({"negatives": negatives | {"artefact_positives": share}}).build()
+        views = Views(*(torch.randn(GLOBAL_BATCH, 16, 20) for _ in range(2)))
+        scarred = task._scarred(views, Draws(0, batch(task.config), torch.device("cpu")), 0)
+        for one, other in zip(views, scarred, strict=True):
+            changed = (one != other).flatten(1).any(dim=1).float().mean()
+            assert changed == share if share != 0.5 else 0.15 < changed < 0.85
+            if negatives["kind"] == "hardest_of_k":
+                assert (one == other).float().mean() > 0.7  # all but what a shift loses lies where it was
 
 
 # The target.

@@ -11,7 +11,12 @@ from tiny import AUDIO_NTT, BYOL, batches, config
 from scaleaudio.task import TaskConfig
 from scaleaudio.train import OptimizerConfig, PlainEngine, fit
 
-ZERO = {"negatives": {"kind": "hardest_of_k", "frequency_strength": 0.0, "time_strength": 0.0}}
+NO_STRENGTH = {"frequency_strength": 0.0, "time_strength": 0.0}
+ZERO = {
+    "hardest_of_k": {"kind": "hardest_of_k", "artefact_positives": 0.5, "num_kept": 2, **NO_STRENGTH},
+    "field": {"kind": "field", "control": "return", **NO_STRENGTH},
+    "value": {"kind": "value", "epsilon": 0.0},
+}
 NONE = {"negatives": {"kind": "none"}}
 
 
@@ -21,15 +26,18 @@ def train(config: TaskConfig) -> tuple[list[torch.Tensor], dict[str, torch.Tenso
     return losses, dict(engine.tensors())
 
 
+@pytest.mark.parametrize("kind", ZERO)
 @pytest.mark.parametrize("changes", [{}, AUDIO_NTT | BYOL], ids=["infonce", "byol"])
-def test_zero_strength_leaves_the_baseline_bit_identical(changes: dict[str, Any]) -> None:
+def test_zero_strength_leaves_the_baseline_bit_identical(changes: dict[str, Any], kind: str) -> None:
+    acting = {"objective.negative_on": "both", "objective.predict": {}}
     plain_losses, plain = train(config(changes, NONE))
-    zero_losses, zero = train(config(changes, ZERO))
+    zero_losses, zero = train(config(changes, acting, {"negatives": ZERO[kind]}))
     assert len(plain_losses) == 3 and torch.equal(torch.stack(plain_losses), torch.stack(zero_losses))
     assert plain.keys() == zero.keys()
     assert all(torch.equal(plain[name], zero[name]) for name in plain)
 
 
-def test_a_strength_above_zero_does_not() -> None:
+@pytest.mark.parametrize("on", [{"frequency_strength": 0.0}, {"kind": "field"}, {"kind": "value", "epsilon": 0.1}])
+def test_a_strength_above_zero_does_not(on: dict[str, Any]) -> None:
     """Or the law above would say nothing."""
-    assert train(config(NONE))[0] != train(config({"negatives.frequency_strength": 0.0}))[0]
+    assert train(config(NONE))[0] != train(config({"negatives": on}))[0]

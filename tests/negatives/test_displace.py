@@ -18,10 +18,13 @@ from scaleaudio.negatives.displace import (
     displace,
     moves,
     random_lattice_size,
+    returned,
     rms_displacement,
     smooth_field,
     warp,
+    way_back,
 )
+from scaleaudio.negatives.displace import motion as mean_motion
 
 FAMILIES = (*FREQUENCY_FAMILIES, *TIME_FAMILIES)
 SHIFTS: tuple[Family, ...] = ("frequency_shift", "time_shift")
@@ -196,3 +199,72 @@ def test_a_warp_takes_content_from_as_far_away_as_the_field_says(axis: int, size
     moved = warp(distinct(), field)
     inside, source = (moved[:, :9], distinct()[:, 3:]) if axis == 0 else (moved[:, :, :17], distinct()[:, :, 3:])
     torch.testing.assert_close(inside, source, atol=1e-2, rtol=0)
+
+
+# There and back again.
+
+
+@pytest.mark.parametrize("fill", ["floor", "wrap"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_displaced_and_moved_back_lies_where_it_was_or_is_lost(family: Family, fill: Fill) -> None:
+    source_BN = maps(family, 24, 0.2, fill)
+    back_BN = returned(source_BN)
+    kept_BN = back_BN != FLOOR
+    assert torch.equal(back_BN[kept_BN], torch.arange(24).expand_as(back_BN)[kept_BN])
+    for there, back in zip(source_BN.tolist(), back_BN.tolist(), strict=True):
+        assert [place for place, source in enumerate(back) if source == FLOOR] == [
+            p for p in range(24) if p not in there
+        ]
+    lost = 5 if family in SHIFTS and fill == "floor" else 0
+    assert ((~kept_BN).sum(dim=1) == lost).all()
+
+
+def test_a_field_and_its_way_back_move_nothing_and_leave_blur() -> None:
+    size, num = (64, 96), 20
+    field = smooth_field(lattice(num), size, torch.tensor([0.05, 0.05]).expand(num, 2))
+    back = way_back(field)
+    rows, frames = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
+    inside = (slice(None), slice(12, -12), slice(12, -12))  # what comes from beyond the border is not moved back
+    for places in (rows / 64, frames / 96):
+        there = warp(places.expand(num, *size), field)
+        error = (warp(there, back) - places)[inside]
+        assert (there - places)[inside].square().mean().sqrt() > 0.02
+        assert error.abs().mean() < 0.002
+        assert error.square().mean().sqrt() < 0.01
+    noise = torch.randn(num, *size, generator=torch.Generator().manual_seed(0))
+    assert warp(warp(noise, field), back).square().mean() < 0.8 * noise.square().mean()
+
+
+@pytest.mark.parametrize("fill", ["floor", "wrap"])
+def test_the_mean_motion_says_which_way_a_shift_goes_and_nothing_of_a_rearrangement(fill: Fill) -> None:
+    assert mean_motion(torch.tensor([[FLOOR, 0, 1, 2, 3]])).item() == pytest.approx(1 / 5)
+    assert mean_motion(torch.tensor([[1, 2, 3, 4, FLOOR]])).item() == pytest.approx(-1 / 5)
+    for family in ("time_reversal", "segment_permutation", "band_permutation"):
+        assert mean_motion(maps(family, 24, 0.2, fill)).abs().max() < 1e-6
+
+
+# Several strengths, and multiples.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_strength_has_maps_of_its_own(family: Family) -> None:
+    both = moves((family,), 40, (0.1, 0.25), "floor")
+    uniform = torch.rand(NUM, 2, generator=torch.Generator().manual_seed(0))
+    for level, strength in enumerate((0.1, 0.25)):
+        alone = moves((family,), 40, (strength,), "floor").draw(torch.zeros(NUM, dtype=torch.long), uniform)
+        assert torch.equal(both.draw(torch.full((NUM,), level), uniform), alone)
+
+
+@pytest.mark.parametrize(("multiple", "steps"), [(1, 7), (4, 8), (8, 8), (16, 16)])
+def test_shifts_go_by_multiples_and_never_less_than_the_strength(multiple: int, steps: int) -> None:
+    drawn = moves(("time_shift",), 48, (0.14,), "wrap", multiple).draw(
+        torch.zeros(NUM, dtype=torch.long), torch.rand(NUM, 2)
+    )
+    assert {int(row[0]) for row in drawn} == {steps, 48 - steps}
+
+
+def test_a_multiple_that_leads_beyond_the_axis_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="time_shift cannot move patterns that far along an axis of 12 places by multiples of 16"
+    ):
+        moves(("time_shift",), 12, (0.2,), "floor", 16)

@@ -10,11 +10,19 @@ from pydantic import ValidationError
 from tiny import GLOBAL_BATCH, INDEPENDENT, LANE_BATCH, batch, config
 from torch import Tensor
 
-from scaleaudio.negatives import Adversary, FieldAdversary, FieldNegatives, Found, NegativesSettings, ValueNegatives
+from scaleaudio.negatives import (
+    Adversary,
+    FieldAdversary,
+    FieldNegatives,
+    Found,
+    HardestOfK,
+    NegativesSettings,
+    ValueNegatives,
+)
 from scaleaudio.negatives.displace import smooth_field, warp
 from scaleaudio.task import PretrainTask
 from scaleaudio.types import Draws, World
-from scaleaudio.views import ViewsConfig
+from scaleaudio.views import ViewsConfig, dead_zone
 
 CPU = torch.device("cpu")
 VIEWS = ViewsConfig()
@@ -118,6 +126,47 @@ def test_clips_without_negatives_have_the_plain_loss() -> None:
     assert (totals[1] - totals[0]) / (totals[2] - totals[0]) == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("ramp", [0.0, 0.5, 1.0])
+def test_every_drawn_strength_lies_between_the_dead_zone_and_the_full_one(levels: int, ramp: float) -> None:
+    settings = FieldNegatives(time_strength=0.3, strength_levels=levels)
+    strengths = settings.strengths("time", 0.06, ramp)
+    assert len(set(strengths)) == levels and list(strengths) == sorted(strengths)
+    assert all(0.06 < s <= 0.3 + 1e-9 for s in strengths)
+    assert (max(strengths) == pytest.approx(0.3)) == (ramp == 1)
+
+
+@pytest.mark.parametrize("family", ["time_shift", "time_reversal", "segment_permutation"])
+def test_each_clip_draws_a_strength_of_its_own(family: str) -> None:
+    """Seen in a ramp along time, which says where each frame comes from."""
+    frames = (torch.arange(float(S)) / S).expand(GLOBAL_BATCH, F, S)
+    keys = {"frequency_strength": 0, "time_strength": 0.4, "num_candidates": 1, "families": [family], "fill": "floor"}
+    for levels in (1, 4):
+        settings = HardestOfK.model_validate(keys | {"strength_levels": levels})
+        rms = []
+        for step in range(4):
+            mel_NFS = settings.build(VIEWS).find(frames, smooth_encoder, draws(step)).mel_NFS
+            kept = (mel_NFS > 0) | (frames == 0)
+            rms += (((mel_NFS - frames).square() * kept).sum(dim=(1, 2)) / kept.sum(dim=(1, 2))).sqrt().tolist()
+        assert min(rms) > 0.0527  # the dead zone
+        spread = max(rms) - min(rms)
+        assert spread > 0.2 if levels == 4 else spread < 0.15
+
+
+def test_the_choice_in_bfloat16_is_that_of_float32_up_to_ties() -> None:
+    settings = HardestOfK(num_candidates=8)
+    chosen = [
+        settings.build(VIEWS).find(noise(), embed, draws()).mel_NFS
+        for embed in (smooth_encoder, lambda mel_NFS: smooth_encoder(mel_NFS.bfloat16()))
+    ]
+    assert (chosen[0] == chosen[1]).flatten(1).all(dim=1).float().mean() > 0.8
+    z_BD = smooth_encoder(noise())
+    exact, rounded = (torch.cosine_similarity(z_BD, smooth_encoder(mel)) for mel in chosen)
+    assert (exact >= rounded - 1e-6).all() and (exact - rounded).max() < 0.02
+    plain = HardestOfK(num_candidates=1).build(VIEWS).find(noise(), smooth_encoder, draws()).mel_NFS
+    assert (exact - torch.cosine_similarity(z_BD, smooth_encoder(plain))).mean() > 0.2  # far more than rounding
+
+
 # field
 
 
@@ -141,6 +190,11 @@ def test_a_found_field_lies_on_its_shell(num_steps: int, monkeypatch: pytest.Mon
         rms_B2 = field.detach().square().mean(dim=(2, 3)).sqrt()
         torch.testing.assert_close(rms_B2, torch.tensor([0.1, 0.25]).expand(GLOBAL_BATCH, 2))
     assert torch.equal(found.mel_NFS, warp(noise(), fields[-1]))
+    del fields[:]
+    field_adversary(strength_levels=3, num_steps=0, time_strength=0).find(noise(), smooth_encoder, draws())
+    drawn = fields[0].square().mean(dim=(2, 3)).sqrt()[:, 0]
+    edge = dead_zone(VIEWS, "frequency")
+    assert {round(float(s), 4) for s in drawn} == {round(edge + (0.15 - edge) * k / 3, 4) for k in (1, 2, 3)}
 
 
 def test_each_ascent_brings_the_negatives_closer_to_their_anchors() -> None:
