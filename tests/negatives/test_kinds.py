@@ -61,8 +61,8 @@ def draws(step: int = 0) -> Draws:
 
 def smooth_encoder(mel_NFS: Tensor) -> Tensor:
     """Random weights, smooth in its input."""
-    weight = torch.randn(F * S, 12, generator=torch.Generator().manual_seed(1), dtype=mel_NFS.dtype)
-    return torch.tanh(mel_NFS.flatten(1) @ weight / 10)
+    weight = torch.randn(F * S, 12, generator=torch.Generator().manual_seed(1))
+    return torch.tanh(mel_NFS.flatten(1) @ weight.to(mel_NFS.dtype) / 10)
 
 
 def search(task: PretrainTask, world: World | None = None) -> Found:
