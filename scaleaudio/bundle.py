@@ -9,9 +9,10 @@ A run folder and a checkpoint load as well: the encoder is taken out of the newe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -23,10 +24,14 @@ from scaleaudio.errors import InputError
 from scaleaudio.frontend import Frontend
 from scaleaudio.task import TaskConfig
 
+if TYPE_CHECKING:
+    from scaleaudio.checkpoint import Meta
+
 FORMAT_VERSION = 1
 MAX_SECONDS = 600
 _WEIGHTS = "encoder.safetensors"
 _CONFIG = "config.json"
+_PROJECTOR = re.compile(r"(parameter|buffer)\.projector\.")
 
 
 class AudioEncoder(nn.Module):
@@ -136,6 +141,23 @@ def load(path: str | Path) -> AudioEncoder:
     )
 
 
+def load_projector(path: str | Path) -> nn.Sequential | None:
+    """The projector that a run folder's or checkpoint's encoder was trained with, in eval mode on the CPU.
+
+    None for an exported folder: it holds what is kept.
+    """
+    if "://" not in str(path) and (Path(path) / _CONFIG).is_file():
+        return None
+    meta, tensors = _read_checkpoint(str(path))
+    try:
+        config = TaskConfig.model_validate({k: v for k, v in meta.config.items() if k in TaskConfig.model_fields})
+        projector = config.objective.projector.build(config.build_encoder().embedding_dim)
+        projector.load_state_dict({n.partition("projector.")[2]: t for n, t in tensors.items() if _PROJECTOR.match(n)})
+    except (ValidationError, RuntimeError) as error:
+        raise InputError(f"{path}: config and weights of the projector do not fit each other: {error}") from error
+    return projector.eval()
+
+
 def _from_bundle(folder: Path) -> AudioEncoder:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -154,23 +176,26 @@ def _from_bundle(folder: Path) -> AudioEncoder:
 
 
 def _from_checkpoint(path: str) -> AudioEncoder:
+    meta, tensors = _read_checkpoint(path)
+    return from_tensors(meta.config, tensors, meta.step)
+
+
+def _read_checkpoint(path: str) -> tuple[Meta, Mapping[str, Tensor]]:
     from scaleaudio import checkpoint
     from scaleaudio.data import storage
 
     if storage.exists(storage.join(path, "meta.json")):
         try:
             meta = checkpoint.read_meta(path)
-            tensors = checkpoint.read_tensors(path, meta)
+            return meta, checkpoint.read_tensors(path, meta)
         except checkpoint.TORN as error:
             raise InputError(
                 f"{path}: damaged ({error}). Give the run folder: it takes the newest whole one."
             ) from error
-    else:
-        found = checkpoint.newest(path)
-        if found is None:
-            raise InputError(f"{path}: no checkpoint in it yet")
-        meta, tensors, _ = found
-    return from_tensors(meta.config, tensors, meta.step)
+    found = checkpoint.newest(path)
+    if found is None:
+        raise InputError(f"{path}: no checkpoint in it yet")
+    return found[:2]
 
 
 def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], step: int) -> AudioEncoder:

@@ -9,12 +9,15 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from scaleaudio import __version__
 from scaleaudio.errors import InputError, RunFailed
+
+if TYPE_CHECKING:
+    from scaleaudio.evaluate import Task
 
 app = typer.Typer(
     name="scaleaudio",
@@ -187,36 +190,84 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="exported folder, run folder or checkpoint")],
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="FOLDER, FOLDER:COLUMN,COLUMN or YAML file")],
+    model: Annotated[str, typer.Argument(help="exported folder, run folder, checkpoint, or timm:NAME[@WEIGHTS]")],
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="FOLDER, FOLDER:COLUMN,COLUMN or YAML file")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="column to predict, for tasks that name none")] = None,
     train: Annotated[list[str] | None, typer.Option(help="training rows, such as 'group=v16'")] = None,
     test: Annotated[list[str] | None, typer.Option(help="test rows")] = None,
     baselines: Annotated[bool, typer.Option(help="also score mel statistics and the untrained encoder")] = False,
-    out: Annotated[Path, typer.Option(help="folder for scores.json, scores.md and scores.png")] = Path("evaluation"),
-    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap and of the folds in which C is chosen")] = 0,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS", help="folder or list of audio: measure how displacements change the embedding"),
+    ] = None,
+    clips: Annotated[int, typer.Option(min=2, help="how many clips of that corpus")] = 200,
+    out: Annotated[Path, typer.Option(help="folder for JSON, Markdown and pictures")] = Path("evaluation"),
+    seed: Annotated[int, typer.Option(min=0, help="of all that is drawn, such as the bootstrap's resamples")] = 0,
 ) -> None:
-    """Score an encoder on labelled folders: kNN and linear probe, with 95 % intervals."""
-    from rich.console import Console
+    """Score an encoder on labelled folders, with 95 % intervals, and draw its position-sensitivity curves."""
+    from scaleaudio.evaluate import parse_tasks
 
+    folder = _local_folder(out)
+    only_curves = sensitivity is not None and not tasks
+    asked = [] if only_curves else parse_tasks(tasks or [], label=label, train=train or (), test=test or ())
+    models = _models(model, baselines, seed)
+    if sensitivity is not None:
+        _evaluate_sensitivity(model, models, sensitivity, folder, clips, seed)
+    if asked:
+        _evaluate_tasks(models, asked, folder, baselines, seed)
+
+
+def _models(model: str, baselines: bool, seed: int) -> dict[str, Any]:
     from scaleaudio import bundle
-    from scaleaudio.evaluate import MelStatistics, parse_tasks
+    from scaleaudio.evaluate import timm_model
+
+    if model.startswith("timm:"):
+        return {model: timm_model(model.removeprefix("timm:"), seed=seed)}
+    encoder = bundle.load(model)
+    return ({"untrained": bundle.untrained(encoder.config)} if baselines else {}) | {Path(model).name: encoder}
+
+
+def _evaluate_tasks(models: dict[str, Any], tasks: list[Task], folder: Path, baselines: bool, seed: int) -> None:
+    from scaleaudio.evaluate import MelStatistics
     from scaleaudio.evaluate import evaluate as score
     from scaleaudio.report import scores as report
 
-    folder = _local_folder(out)
-    asked = parse_tasks(tasks, label=label, train=train or (), test=test or ())
-    encoder = bundle.load(model)
-    models: dict[str, Any] = {Path(model).name: encoder}
-    if baselines:
-        models = {"mel mean + std": MelStatistics(), "untrained": bundle.untrained(encoder.config), **models}
-    results = score(models, asked, seed=seed, progress=sys.stderr.isatty())
-    Console(width=None if sys.stdout.isatty() else 120).print(report.score_table(results))
+    scored = ({"mel mean + std": MelStatistics()} if baselines else {}) | models
+    results = score(scored, tasks, seed=seed, progress=sys.stderr.isatty())
+    _show_table(report.score_table(results))
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(results, folder / "scores.json")
     report.draw_scores(results, folder / "scores.png")
     (folder / "scores.md").write_text(report.score_markdown(results))
     print(f"{folder / 'scores.json'}, {folder / 'scores.md'}, {folder / 'scores.png'}")
+
+
+def _evaluate_sensitivity(model: str, models: dict[str, Any], corpus: str, folder: Path, clips: int, seed: int) -> None:
+    from scaleaudio import bundle
+    from scaleaudio.evaluate import measure_sensitivity
+    from scaleaudio.report import sensitivity as report
+    from scaleaudio.report.scores import write_json
+
+    results = []
+    for name, measured in models.items():
+        trained = not model.startswith("timm:") and name == Path(model).name
+        projector = bundle.load_projector(model) if trained else None
+        options: dict[str, Any] = {"num_clips": clips, "seed": seed, "progress": sys.stderr.isatty()}
+        results.append(measure_sensitivity(measured, corpus, name=name, projector=projector, **options))
+    _show_table(report.sensitivity_table(results))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(results, folder / "sensitivity.json")
+    report.draw_sensitivity(results, folder / "sensitivity.png")
+    (folder / "sensitivity.md").write_text(report.sensitivity_markdown(results))
+    print(f"{folder / 'sensitivity.json'}, {folder / 'sensitivity.md'}, {folder / 'sensitivity.png'}")
+
+
+def _show_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 132).print(table)
 
 
 @app.command()

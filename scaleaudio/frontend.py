@@ -6,6 +6,7 @@ bins from 60 to 7800 Hz, as log power, normalised by the corpus' mean and standa
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -58,6 +59,13 @@ class FrontendConfig(Settings):
         """What the transform's reflection needs: shorter waveforms are padded to it."""
         return self.n_fft // 2 + 1
 
+    @property
+    def centres_hz(self) -> tuple[float, ...]:
+        """The frequency in the middle of each mel bin, on the HTK scale that the filter bank is laid out on."""
+        low, high = (2595 * math.log10(1 + hz / 700) for hz in (self.min_hz, self.max_hz))
+        step = (high - low) / (self.num_mels + 1)
+        return tuple(700 * (10 ** ((low + step * (bin + 1)) / 2595) - 1) for bin in range(self.num_mels))
+
     def build(self) -> Frontend:
         """The front-end module; without measured constants it does not normalise."""
         return Frontend(self)
@@ -87,6 +95,7 @@ class Frontend(nn.Module):
             self.mel.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
         self.register_buffer("mean", torch.tensor(config.mean or 0.0))
         self.register_buffer("std", torch.tensor(config.std or 1.0))
+        self.centres_hz = config.centres_hz
         self._min_samples = config.min_samples
 
     def forward(self, wave_BT: Tensor) -> Tensor:

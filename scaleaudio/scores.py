@@ -107,3 +107,109 @@ class Results:
         """The metrics that occur, in the order of METRICS."""
         present = {score.metric for score in self.scores}
         return tuple(metric for metric in METRICS if metric in present)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A mean of cosine similarities over clips.
+
+    Attributes:
+        mean: in [-1, 1].
+        low: lower end of its 95 % bootstrap interval over clips.
+        high: its upper end. The interval knows nothing of the spread between training seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Displaced:
+    """How similar clips stay to themselves when their patterns are moved by one distance.
+
+    Attributes:
+        places: mel bins or frames that a shift moves everything by; 0 is the clip itself; None for a rearrangement.
+        strength: root mean square displacement / axis length, as in the config; the mean over clips.
+        amount: the same distance in semitones (a median over the bins: mel bins are not of equal size) or in
+            milliseconds; None where the front-end does not say what its bins are.
+        similarity: of the displaced clips to the clips.
+        returned: the control: of clips displaced and moved back, so that only what was lost on the way is missing;
+            None where there is no way back.
+    """
+
+    places: int | None
+    strength: float
+    amount: float | None
+    similarity: Similarity
+    returned: Similarity | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Similarity against displacement: one axis ("frequency" or "time") and one way of moving along it."""
+
+    axis: str
+    motion: str
+    points: tuple[Displaced, ...]
+
+
+@dataclass(frozen=True)
+class StageCurves:
+    """The curves of one stage of a model: the "embedding" that is kept, or the "projector" above it.
+
+    Attributes:
+        stage: its name.
+        positive: similarity of two views of a clip, which training pulls together.
+        others: similarity of different clips.
+        curves: one for each axis and motion.
+    """
+
+    stage: str
+    positive: Similarity
+    others: Similarity
+    curves: tuple[Curve, ...]
+
+    def blindness(self, displaced: Similarity) -> float:
+        """Where a similarity lies between other clips (0) and the clip itself (1): comparable between models.
+
+        Embeddings of different clips may all lie in a narrow cone, where every raw similarity is near 1.
+        """
+        return (displaced.mean - self.others.mean) / max(1 - self.others.mean, 1e-12)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The position-sensitivity curves of one model, and what is needed to measure them again.
+
+    Attributes:
+        model: its name.
+        corpus: where the clips are from.
+        num_clips: how many clips the means are over.
+        num_still: clips left out because nothing happens in them: wherever silence is, it means the same.
+        rejects: files that could not be used.
+        seed: of the choice of clips, crops, directions and views.
+        clip_seconds: length of the crops.
+        num_mels: length of the frequency axis.
+        num_frames: length of the time axis.
+        stride: places of the spectrogram to one of the encoder's last map; None where the encoder does not say.
+        stages: the embedding's curves, then the projector's where there is one.
+        versions: of the packages that took part.
+    """
+
+    model: str
+    corpus: str
+    num_clips: int
+    num_still: int
+    rejects: tuple[Reject, ...]
+    seed: int
+    clip_seconds: float
+    num_mels: int
+    num_frames: int
+    stride: int | None
+    stages: tuple[StageCurves, ...]
+    versions: dict[str, str]
+
+    def length(self, axis: str) -> int:
+        """Places along an axis."""
+        return self.num_mels if axis == "frequency" else self.num_frames

@@ -62,6 +62,17 @@ def test_a_bundle_a_checkpoint_and_a_run_embed_as_the_task_does_in_eval_mode(
             assert loaded.step == 2 and not loaded.training and loaded.embedding_dim == expected.shape[1]
 
 
+@pytest.mark.parametrize("changes", KINDS)
+def test_the_projector_of_a_run_is_the_tasks_and_a_bundle_has_none(changes: dict[str, Any], tmp_path: Path) -> None:
+    engine = trained(changes)
+    tree = json.loads(engine.task.config.model_dump_json())
+    checkpoint.save(str(tmp_path / "run"), engine, checkpoint.Meta(2, tree, {}))
+    loaded = bundle.load_projector(tmp_path / "run")
+    z_ND = torch.randn(4, engine.task.encoder.embedding_dim)
+    assert loaded is not None and torch.equal(loaded(z_ND), engine.task.projector.eval()(z_ND))
+    assert bundle.load_projector(bundle.save(encoder_of(engine), tmp_path / "bundle")) is None
+
+
 def test_a_checkpoint_folder_of_another_name_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = trained({})
     tree = json.loads(engine.task.config.model_dump_json())

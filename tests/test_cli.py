@@ -63,7 +63,9 @@ def test_without_a_verb_there_is_help(run: Run) -> None:
         (["train"], "No such command 'train'"),
         (["pretrain"], "Missing argument"),
         (["pretrain", "missing.yaml"], "missing.yaml: cannot be read as a config (No such file or directory)"),
-        (["evaluate", "missing"], "Missing argument"),
+        (["evaluate", "missing"], "no task: name at least one folder with a labels.csv"),
+        (["evaluate", "missing", "--sensitivity", "clips"], "missing: expected an exported folder"),
+        (["evaluate", "timm:no_such_net", "--sensitivity", "clips"], "timm:no_such_net: timm cannot make it"),
     ],
 )
 def test_wrong_words_are_named_and_exit_2(run: Run, words: list[str], expected: str) -> None:
@@ -132,6 +134,17 @@ def test_evaluate_prints_a_table_and_writes_what_it_names(run: Run, model: Path,
     assert "pitch" in json.dumps(scores)
     assert "| kNN" in (tmp_path / "scored" / "scores.md").read_text()
     assert matplotlib.image.imread(tmp_path / "scored" / "scores.png").std() > 0.01
+
+
+def test_evaluate_draws_sensitivity_curves_without_any_task(run: Run, model: Path, clips: Path, tmp_path: Path) -> None:
+    words = ["--sensitivity", clips, "--clips", "4", "--baselines", "--out", "curves"]
+    code, out, _ = run("evaluate", model, *words)
+    assert code == 0 and "untrained, embedding" in out and "frequency shift, wrap" in out
+    read = json.loads((tmp_path / "curves" / "sensitivity.json").read_text())
+    assert [entry["model"] for entry in read] == ["untrained", "model"]
+    assert "| frequency shift, floor |" in (tmp_path / "curves" / "sensitivity.md").read_text()
+    assert matplotlib.image.imread(tmp_path / "curves" / "sensitivity.png").std() > 0.01
+    assert not (tmp_path / "curves" / "scores.json").exists()
 
 
 def test_show_negatives_draws_a_picture_a_clip(run: Run, tiny_file: Path, model: Path, tmp_path: Path) -> None:

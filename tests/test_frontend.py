@@ -70,3 +70,12 @@ def test_hop_seconds_is_the_time_between_frames() -> None:
 def test_settings_that_do_not_fit_together_are_refused(keys: dict[str, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FrontendConfig.model_validate(keys)
+
+
+def test_a_pure_tone_is_loudest_in_the_bin_whose_centre_it_is() -> None:
+    config = FrontendConfig(num_mels=20)
+    assert len(config.centres_hz) == 20
+    for number in (3, 10, 19):
+        tone_T = torch.sin(2 * torch.pi * config.centres_hz[number] * torch.arange(16_000) / 16_000)
+        mel_FS = config.build()(tone_T[None])[0]
+        assert int(mel_FS.mean(dim=1).argmax()) == number

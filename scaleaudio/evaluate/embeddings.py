@@ -91,6 +91,12 @@ def dim_of(model: nn.Module) -> int:
     return int(_attribute(model, "embedding_dim"))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights lie; the CPU for one without any."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 def _attribute(model: nn.Module, name: str) -> Any:
     if not hasattr(model, name):
         raise ValueError(f"{type(model).__name__} cannot be evaluated: it needs the attribute {name}")
@@ -150,7 +156,7 @@ def _batches(clips: Sequence[_Read], rate: int) -> Iterator[tuple[list[int], Ten
 
 @torch.inference_mode()
 def _embed(name: str, model: nn.Module, wave_BT: Tensor) -> npt.NDArray[np.float32]:
-    z_BD = model(wave_BT.to(_device_of(model)))
+    z_BD = model(wave_BT.to(device_of(model)))
     if z_BD.shape != (len(wave_BT), dim_of(model)):
         raise ValueError(
             f"model {name}: expected embeddings of shape ({len(wave_BT)}, {dim_of(model)}), came {tuple(z_BD.shape)}"
@@ -159,8 +165,3 @@ def _embed(name: str, model: nn.Module, wave_BT: Tensor) -> npt.NDArray[np.float
         raise ValueError(f"model {name}: embeddings with NaN or Inf; it cannot be evaluated")
     made: npt.NDArray[np.float32] = z_BD.float().cpu().numpy()
     return made
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensor = next(chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from scaleaudio.scores import METRICS, Results, Score, TaskFacts
+from scaleaudio.scores import METRICS, Results, Score, Sensitivity, TaskFacts
 
 # Distinct for colour-blind readers (Okabe and Ito).
 COLOURS = ("#999999", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2", "#E69F00", "#000000")
@@ -73,9 +73,10 @@ def _said_of(task: TaskFacts) -> Iterator[str]:
     yield from task.notes
 
 
-def write_json(results: Results, path: Path) -> None:
+def write_json(results: Results | Sequence[Sensitivity], path: Path) -> None:
     """Everything in `results`, counts, filters, seed and versions included, as JSON at `path`, replaced in one go."""
-    text = json.dumps(asdict(results), indent=2, ensure_ascii=False) + "\n"
+    tree = asdict(results) if isinstance(results, Results) else [asdict(result) for result in results]
+    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
