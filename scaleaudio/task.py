@@ -136,7 +136,7 @@ class PretrainTask(nn.Module):
         if objective.predict is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(keyed_seed(self.config.seed, "predictor"))
-                self.predictor = objective.predict.build(self.encoder.embedding_dim, negatives.num_families)
+                self.predictor = objective.predict.build(self.encoder.embedding_dim, len(negatives.family_names))
         if objective.repels("embedding"):
             self.embedding_term = objective.embedding.build(objective.negative_gradient)
 
@@ -159,8 +159,10 @@ class PretrainTask(nn.Module):
             embedded.projected_ND, None if negative is None else negative.projected_ND, sought, target_ND
         )
         total = self._total(kept, projected, sought, self.world.counts(batch.num_lanes, batch.lane_batch))
-        parts = _watch(projected, kept)
-        return Losses(total, {"loss": total.detach(), **parts}, kept.anchor_BD.detach())
+        parts = {"loss": total.detach(), **_watch(projected, kept)}
+        if sought is not None:
+            parts |= _chosen(self._negatives.family_names, sought.found)
+        return Losses(total, parts, kept.anchor_BD.detach())
 
     def _total(self, kept: Pairs, projected: Pairs, sought: _Sought | None, counts: list[int]) -> Tensor:
         if not self.config.objective.repels("projector"):
@@ -294,3 +296,12 @@ def _watch(projected: Pairs, kept: Pairs) -> dict[str, Tensor]:
             parts[f"similarity/{name}negative"] = pairs.against.similarity(pairs.anchor_BD, "both").mean()
             parts["negatives/valid"] = pairs.against.valid_MP.float().mean()
     return parts
+
+
+def _chosen(family_names: tuple[str, ...], found: Found) -> dict[str, Tensor]:
+    """The share of each family among the negatives, where there are several: what the adversary finds confusing."""
+    if len(family_names) == 1:
+        return {}
+    family_Q1 = torch.arange(len(family_names), device=found.family_N.device)[:, None]
+    share_Q = (found.family_N == family_Q1).float().mean(dim=1)  # bincount would wait for the device
+    return {f"negatives/family_{name}": share for name, share in zip(family_names, share_Q, strict=True)}

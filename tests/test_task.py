@@ -11,6 +11,7 @@ from tiny import AUDIO_NTT, BYOL, GLOBAL_BATCH, INDEPENDENT_BYOL, NO_NEGATIVES, 
 from torch import Tensor
 
 from scaleaudio.negatives import Found
+from scaleaudio.negatives.displace import FREQUENCY_FAMILIES, TIME_FAMILIES
 from scaleaudio.task import PretrainTask, TaskConfig
 from scaleaudio.types import Draws, Views, World
 
@@ -47,12 +48,23 @@ def test_losses_hold_the_total_the_parts_and_the_anchors_embeddings() -> None:
     assert losses.embedding_BD.shape == (GLOBAL_BATCH, 16) and not losses.embedding_BD.requires_grad
     sides = {"positive", "others", "negative"}
     watched = {f"similarity/{side}" for side in sides} | {f"similarity/embedding_{side}" for side in sides}
-    assert losses.parts.keys() == {"loss", "negatives/valid"} | watched
+    families = {f"negatives/family_{name}" for name in (*FREQUENCY_FAMILIES, *TIME_FAMILIES)}
+    assert losses.parts.keys() == {"loss", "negatives/valid"} | families | watched
     assert torch.equal(losses.parts["loss"], losses.total.detach())
     assert not any(part.requires_grad for part in losses.parts.values())
     plain = config(NO_NEGATIVES).build()(batch(config()))
-    of_negatives = {"similarity/negative", "similarity/embedding_negative", "negatives/valid"}
+    of_negatives = {"similarity/negative", "similarity/embedding_negative", "negatives/valid"} | families
     assert plain.parts.keys() == losses.parts.keys() - of_negatives
+
+
+def test_the_log_tells_the_share_of_each_family_that_the_adversary_chose() -> None:
+    families = ["frequency_shift", "frequency_flip"]
+    changed = config({"negatives.families": families, "negatives.time_strength": 0.0})
+    parts = changed.build()(batch(changed)).parts
+    shares = [float(parts[f"negatives/family_{name}"]) for name in families]
+    assert sum(shares) == 1 and min(shares) > 0
+    alone = config({"negatives.families": families[:1], "negatives.time_strength": 0.0})
+    assert not any("family" in name for name in alone.build()(batch(alone)).parts)
 
 
 def test_a_positive_is_more_like_its_anchor_than_another_clip_is() -> None:

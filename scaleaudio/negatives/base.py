@@ -21,7 +21,7 @@ class Found(NamedTuple):
     Attributes:
         mel_NFS: the displaced clips.
         valid_N: False where the displacement hardly changed the clip, so that it means the same.
-        family_N: index of the family that was chosen, below the config's `num_families`.
+        family_N: index of the family that was chosen, into the config's `family_names`.
         motion_N2: mean signed motion of the content along frequency and along time, in units of the strengths; 0 for
             what is merely rearranged.
     """
@@ -84,9 +84,9 @@ class NegativesSettings(Settings):
         return True
 
     @property
-    def num_families(self) -> int:
-        """How many kinds of displacement there are to tell apart."""
-        return 1
+    def family_names(self) -> tuple[str, ...]:
+        """The kinds of displacement that there are to tell apart."""
+        return ("displaced",)
 
     def check(self, views: ViewsConfig, num_mels: int, num_frames: int) -> None:
         """Refuses what cannot work with these views and spectrograms.

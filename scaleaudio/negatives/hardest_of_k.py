@@ -65,9 +65,9 @@ class HardestOfK(DisplacingSettings):
         return (*self.along("frequency"), *self.along("time"), *along_both)
 
     @property
-    def num_families(self) -> int:
-        """How many families may be drawn."""
-        return len(self.active_families)
+    def family_names(self) -> tuple[str, ...]:
+        """The families that may be drawn."""
+        return self.active_families
 
     def along(self, axis: Axis) -> tuple[Family, ...]:
         """The active families of one axis."""

@@ -1,4 +1,4 @@
-"""The adversary's gallery: a clip, its positives, and every displacement at three strengths, as pictures.
+"""The adversary's gallery: a clip, its positives, what the adversary chose, and what it can do at three strengths.
 
 Each picture carries its similarity to the anchor under a given encoder: what the encoder does not tell apart stands
 near 1, where the positive stands.
@@ -6,9 +6,10 @@ near 1, where the positive stands.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib
 import torch
@@ -19,14 +20,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from scaleaudio.bundle import AudioEncoder
+from scaleaudio.encoders import Encoder
 from scaleaudio.errors import InputError
-from scaleaudio.negatives import HardestOfK
-from scaleaudio.negatives.displace import Family, axis_of
+from scaleaudio.negatives import FieldNegatives, HardestOfK, NegativesSettings, ValueNegatives
+from scaleaudio.negatives.displace import axis_of
+from scaleaudio.negatives.strengths import AXES
 from scaleaudio.task import TaskConfig
 from scaleaudio.types import Batch, Draws
 from scaleaudio.views import make_views
-
-_TITLES = {family: family.replace("_", " ") for family in get_args(Family)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class _Picture:
 
 
 def draw_gallery(config: TaskConfig, model: AudioEncoder, batch: Batch, path: Path, *, clip: int = 0) -> None:
-    """Writes a PNG: the clip and its two views above, a column a family and a row a strength below.
+    """Writes a PNG: the clip, its two views and what the adversary chose above; a row a strength below.
+
+    The adversary asks the encoder that is given, and sees its embedding; in training it sees the projection.
 
     Args:
         config: says the views, families and strengths; three strengths are half, once and twice the config's.
@@ -50,61 +53,76 @@ def draw_gallery(config: TaskConfig, model: AudioEncoder, batch: Batch, path: Pa
         InputError: when the config has no adversary.
     """
     negatives = config.negatives
-    if not isinstance(negatives, HardestOfK) or not negatives.active:
+    if not isinstance(negatives, NegativesSettings) or not negatives.active:
         raise InputError("negatives.kind none, or both strengths 0: there is nothing to show; set a strength above 0")
+    draws = Draws(config.seed, batch, torch.device("cpu"))
     with torch.no_grad():
         mel_BFS = model.frontend(batch.wave_BT)
-        views = make_views(
-            mel_BFS, config.views, Draws(config.seed, batch, torch.device("cpu")), lane_batch=batch.lane_batch
-        )
-        anchor_1FS = views.anchor_BFS[clip : clip + 1]
-        similarity = _Similarity(model, anchor_1FS)
-        top = [similarity.picture("clip", mel_BFS[clip]), similarity.picture("anchor", anchor_1FS[0])]
-        top.append(similarity.picture("positive", views.positive_BFS[clip]))
-        rows = [_row(config, negatives, factor, anchor_1FS, batch, similarity) for factor in (0.5, 1.0, 2.0)]
-    _draw([top, *rows], path, batch.key_B[clip], config)
+        views = make_views(mel_BFS, config.views, draws, lane_batch=batch.lane_batch)
+        scene = _Scene(config, model.encoder, views.anchor_BFS[clip : clip + 1], draws.of(torch.tensor([clip])))
+        chosen = "chosen: {family}" if len(negatives.family_names) > 1 else "chosen"
+        top = [scene.picture("clip", mel_BFS[clip]), scene.picture("anchor", scene.anchor_1FS[0])]
+        top += [scene.picture("positive", views.positive_BFS[clip]), *scene.found(negatives, chosen)]
+        rows = [
+            [picture for title, variant in _variants(negatives, factor) for picture in scene.found(variant, title)]
+            for factor in (0.5, 1.0, 2.0)
+        ]
+    _draw([top, *filter(None, rows)], path, batch.key_B[clip], config)
 
 
-class _Similarity:
-    """Cosine similarity to one anchor under one model."""
+class _Scene:
+    """One anchor before one encoder, and what adversaries make of it."""
 
-    def __init__(self, model: AudioEncoder, anchor_1FS: Tensor) -> None:
-        self._encoder = model.encoder
-        self._anchor_1D = model.encoder(anchor_1FS)
+    def __init__(self, config: TaskConfig, encoder: Encoder, anchor_1FS: Tensor, draws: Draws) -> None:
+        self.anchor_1FS = anchor_1FS
+        self._config = config
+        self._encoder = encoder
+        self._draws = draws
+        self._anchor_1D = encoder(anchor_1FS)
 
     def picture(self, title: str, mel_FS: Tensor) -> _Picture:
+        """A spectrogram with its similarity to the anchor."""
         z_1D = self._encoder(mel_FS[None])
         return _Picture(title, mel_FS, float(F.cosine_similarity(z_1D, self._anchor_1D)))
 
-
-def _row(
-    config: TaskConfig,
-    negatives: HardestOfK,
-    factor: float,
-    anchor_1FS: Tensor,
-    batch: Batch,
-    similarity: _Similarity,
-) -> list[_Picture]:
-    """Each active family displaced at `factor` times the config's strengths; grey where it cannot be reached."""
-    pictures = []
-    one = Batch(batch.wave_BT[:1], batch.key_B[:1], batch.slot_B[:1], batch.step, batch.global_batch, batch.lane_batch)
-    for family in negatives.active_families:
-        axis = axis_of(family)
-        strengths = {
-            "frequency_strength": min(1.0, factor * negatives.frequency_strength) if axis != "time" else 0.0,
-            "time_strength": min(1.0, factor * negatives.time_strength) if axis != "frequency" else 0.0,
-        }
-        wanted = negatives.model_copy(update={"families": (family,), "num_candidates": 1, "num_kept": 1, **strengths})
+    def found(self, negatives: NegativesSettings, title: str) -> list[_Picture]:
+        """What these negatives are; grey where the strength cannot be reached. `title` may name the {family}."""
         try:
-            found = wanted.build(config.views).find(
-                anchor_1FS, lambda mel: mel.flatten(1), Draws(config.seed, one, torch.device("cpu"))
-            )
+            found = negatives.build(self._config.views).find(self.anchor_1FS, self._encoder, self._draws)
         except ValueError:
-            pictures.append(_Picture(f"{_TITLES[family]}\nnot reachable", torch.full_like(anchor_1FS[0], torch.nan), 0))
-            continue
-        strength = max(strengths.values())
-        pictures.append(similarity.picture(f"{_TITLES[family]} {strength:.2f}", found.mel_NFS[0]))
-    return pictures
+            family = negatives.family_names[0].replace("_", " ")
+            return [
+                _Picture(
+                    f"{title.format(family=family)}\nnot reachable", torch.full_like(self.anchor_1FS[0], torch.nan), 0
+                )
+            ]
+        families = [negatives.family_names[index].replace("_", " ") for index in found.family_N.tolist()]
+        return [
+            self.picture(title.format(family=family), mel_FS)
+            for family, mel_FS in zip(families, found.mel_NFS, strict=True)
+        ]
+
+
+def _variants(negatives: NegativesSettings, factor: float) -> Iterator[tuple[str, NegativesSettings]]:
+    """What these negatives can be at `factor` times their strength, each with a title."""
+    if isinstance(negatives, ValueNegatives):
+        epsilon = factor * negatives.epsilon
+        yield f"values changed by {epsilon:.2f}", negatives.model_copy(update={"epsilon": epsilon})
+    elif isinstance(negatives, FieldNegatives):
+        both = {f"{axis}_strength": min(1.0, factor * negatives.strength(axis)) for axis in AXES}
+        for title, num_steps in (("field as drawn", 0), (f"after {negatives.num_steps} ascents", negatives.num_steps)):
+            strongest = max(both.values())
+            yield f"{title} {strongest:.2f}", negatives.model_copy(update={**both, "num_steps": num_steps})
+    elif isinstance(negatives, HardestOfK):
+        alone = {"num_candidates": 1, "num_kept": 1}
+        for family in negatives.active_families:
+            strengths = {
+                axis: min(1.0, factor * negatives.strength(axis)) if axis_of(family) in (axis, None) else 0.0
+                for axis in AXES
+            }
+            keys = {f"{axis}_strength": strength for axis, strength in strengths.items()}
+            variant = negatives.model_copy(update={"families": (family,), **alone, **keys})
+            yield f"{{family}} {max(strengths.values()):.2f}", variant
 
 
 def _draw(rows: list[list[_Picture]], path: Path, key: str, config: TaskConfig) -> None:

@@ -39,10 +39,24 @@ def test_the_picture_is_mostly_spectrograms(tiny: Callable[..., Config], batch: 
 
 
 def test_each_family_is_a_column_wider(tiny: Callable[..., Config], batch: Batch, tmp_path: Path) -> None:
-    families = ["frequency_shift", "frequency_flip", "time_shift", "time_reversal"]
-    four = draw(tiny(MEASURED | {"negatives.families": families}), batch, tmp_path / "four.png")
-    three = draw(tiny(MEASURED | {"negatives.families": families[:3]}), batch, tmp_path / "three.png")
-    assert four.shape[1] * 3 == pytest.approx(three.shape[1] * 4, rel=0.01)
+    families = ["frequency_shift", "frequency_flip", "band_permutation", "time_shift", "time_reversal"]
+    five = draw(tiny(MEASURED | {"negatives.families": families}), batch, tmp_path / "five.png")
+    four = draw(tiny(MEASURED | {"negatives.families": families[:4]}), batch, tmp_path / "four.png")
+    assert five.shape[1] * 4 == pytest.approx(four.shape[1] * 5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "negatives",
+    [
+        {"kind": "field", "frequency_strength": 0.2, "time_strength": 0.2},
+        {"kind": "value", "epsilon": 0.5},
+    ],
+)
+def test_every_kind_of_adversary_has_a_gallery(
+    negatives: dict[str, object], tiny: Callable[..., Config], batch: Batch, tmp_path: Path
+) -> None:
+    picture = draw(tiny(MEASURED | {"negatives": negatives}), batch, tmp_path / "a.png")
+    assert (np.ptp(picture, axis=-1) > 0.1).mean() > 0.2
 
 
 def test_another_clip_is_another_picture(tiny: Callable[..., Config], batch: Batch, tmp_path: Path) -> None:
