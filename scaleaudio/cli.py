@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 wrong input (one line on stderr, n
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -31,6 +32,8 @@ shards_app = typer.Typer(help="Make, index and check WebDataset shards.", no_arg
 show_app = typer.Typer(help="Draw pictures.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(show_app, name="show")
+bench_app = typer.Typer(help="Measure on this machine what the hot paths cost.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="config keys to set")]
 
@@ -315,3 +318,22 @@ def show_negatives(
         path = out if clip == 0 else out.with_stem(f"{out.stem}-{clip + 1}")
         draw_gallery(loaded, encoder, batch, path, clip=clip)
         print(path)
+
+
+@bench_app.command("plan")
+def bench_plan(
+    shards: Annotated[int, typer.Option(min=1, help="how many shards of 1,000 samples")] = 1_000_000,
+    ranks: Annotated[int, typer.Option(min=1, help="how many workers, each with 8 lanes")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """What it costs a worker to know what it reads next, over an index of a billion samples that do not exist."""
+    from rich.console import Console
+
+    from scaleaudio.bench.plan import PlanScale, plan_table
+    from scaleaudio.bench.plan import bench_plan as measure
+
+    result = measure(PlanScale(shards=shards, ranks=ranks))
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(plan_table(result))

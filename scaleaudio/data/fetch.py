@@ -56,7 +56,6 @@ class Fetcher:
         """Reads from `index`; `num_tables` sample tables (about 100 kB each) are kept at hand."""
         self._index = index
         self._chunk_samples = chunk_samples
-        self._ends = np.cumsum(index.num_samples_per_shard)
         self._table = lru_cache(maxsize=num_tables)(self._load_table)
         self._failed: set[str] = set()
         self._stopped = threading.Event()
@@ -71,6 +70,11 @@ class Fetcher:
         chunk, shard = ordered // self._chunk_samples, self._shard(ordered)
         cuts = np.flatnonzero((np.diff(chunk) != 0) | (np.diff(shard) != 0)) + 1
         return np.split(ordered, cuts)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The shard of a sample, and its row in that shard's table."""
+        shard = int(self._shard(np.asarray([number]))[0])
+        return shard, number - (int(self._index.ends[shard - 1]) if shard else 0)
 
     def read_ahead(self, group: Integers) -> dict[int, Member]:
         """The members of one of `groups`, by number, with their bytes at hand or on their way.
@@ -113,8 +117,8 @@ class Fetcher:
             member = self.find(number)
             return member.shard, member.key
         except DecodeError:
-            shard, row = self._place(number)
-            return self._shard_name(shard), f"row {row}"
+            shard, row = self.place(number)
+            return self._index.row(shard).shard, f"row {row}"
 
     def _filled(self, members: list[Member]) -> list[Member]:
         if is_local(members[0].url):
@@ -124,10 +128,9 @@ class Fetcher:
         return [member._replace(data=part) for member, part in zip(members, data, strict=True)]
 
     def _members(self, group: Integers) -> list[Member]:
-        shard, first = self._place(int(group[0]))
+        shard, first = self.place(int(group[0]))
         rows = self._table(shard).slice(first, int(group[-1] - group[0]) + 1).to_pylist()
-        name, url = self._shard_name(shard), self._index.shard_url(shard)
-        num_bytes = self._index.shards["num_bytes"][shard].as_py()
+        (name, _, num_bytes), url = self._index.row(shard), self._index.shard_url(shard)
         chosen = [rows[number - group[0]] for number in group]
         faults = [span_fault(row["offset"], row["size"], row["frames"], num_bytes) for row in chosen]
         return [
@@ -137,7 +140,7 @@ class Fetcher:
 
     def _load_table(self, shard: int) -> pa.Table:
         columns = ["key", "offset", "size", "frames", "checksum"]
-        return self._patiently(self._shard_name(shard), lambda: self._index.samples(shard).select(columns))
+        return self._patiently(self._index.row(shard).shard, lambda: self._index.samples(shard).select(columns))
 
     def _patiently(self, shard: str, action: Callable[[], Result]) -> Result:
         """action(), tried again after a while; a shard that failed all tries is not waited for again."""
@@ -153,15 +156,7 @@ class Fetcher:
         raise DecodeError(reason)
 
     def _shard(self, numbers: Integers) -> Integers:
-        return np.searchsorted(self._ends, numbers, side="right")
-
-    def _place(self, number: int) -> tuple[int, int]:
-        """The shard of a sample, and its row in that shard's table."""
-        shard = int(self._shard(np.asarray([number]))[0])
-        return shard, number - (int(self._ends[shard - 1]) if shard else 0)
-
-    def _shard_name(self, shard: int) -> str:
-        return str(self._index.shards["shard"][shard].as_py())
+        return np.searchsorted(self._index.ends, numbers, side="right")
 
 
 def _advise(members: list[Member]) -> None:

@@ -7,10 +7,12 @@ each a sample table with a row a sample in tar order. A reader loads the first, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -50,15 +52,35 @@ SAMPLE_SCHEMA = pa.schema(
 )
 
 
+_BLOCK_ROWS = 1 << 10
+
+
+class ShardRow(NamedTuple):
+    """The name of a shard, that of its sample table, and its size."""
+
+    shard: str
+    samples: str
+    num_bytes: int
+
+
 @dataclass(frozen=True)
 class ShardIndex:
-    """The shards of one folder: `url` is the folder that holds the index, `shards` its table."""
+    """The shards of one folder, and where their sample tables are: what a reader needs, in some bytes a shard.
+
+    Attributes:
+        url: the folder that holds the index.
+        ends: for each shard the number of samples up to its end.
+        blocks: the rest of what a reader needs (ShardRow), compressed: the names of a million shards are 60 MB.
+        starts: the first row of each block.
+    """
 
     url: str
-    shards: pa.Table
+    ends: NDArray[np.int64]
+    blocks: tuple[pa.Buffer, ...]
+    starts: tuple[int, ...]
 
     @classmethod
-    def load(cls, url: str) -> ShardIndex:
+    def load(cls, url: str) -> Self:
         """The index of the folder `url` (or the index.parquet at `url` itself).
 
         Raises:
@@ -66,40 +88,65 @@ class ShardIndex:
         """
         folder = url.removesuffix(INDEX_NAME).rstrip("/") if url.endswith("/" + INDEX_NAME) else url
         table_url = storage.join(folder, INDEX_NAME)
-        table = read_table(table_url, SHARD_SCHEMA, missing=lambda: _advice(folder))
-        _check_complete(table_url, table, ("shard", "num_samples", "num_bytes", "samples"))
-        counts = table["num_samples"].to_numpy()
-        if len(counts) and not (counts.min() > 0 and counts.max() <= MAX_SAMPLES // len(counts)):
-            raise InputError(f"{table_url}: num_samples from {counts.min()} to {counts.max()} cannot be. Index anew")
-        return cls(folder, table)
+        counts, blocks, starts = [np.zeros(0, np.int64)], [], [0]
+        with _malloc():
+            for batch in _batches(folder, ["num_samples", *ShardRow._fields]):
+                _check_complete(table_url, batch, batch.schema.names)
+                counts.append(_counts(batch))
+                blocks.append(_packed(batch))
+                starts.append(starts[-1] + len(batch))
+        ends = np.concatenate(counts)
+        if len(ends) and not (ends.min() > 0 and ends.max() <= MAX_SAMPLES // len(ends)):
+            raise InputError(f"{table_url}: num_samples from {ends.min()} to {ends.max()} cannot be. Index anew")
+        return cls(folder, np.cumsum(ends, out=ends), tuple(blocks), tuple(starts))
 
     @cached_property
+    def shards(self) -> pa.Table:
+        """The whole table, a row a shard."""
+        return pa.Table.from_batches(_batches(self.url, SHARD_SCHEMA.names), SHARD_SCHEMA)
+
+    @property
     def num_samples_per_shard(self) -> NDArray[np.int64]:
         """How many samples each shard has."""
-        return np.asarray(self.shards["num_samples"].to_numpy(), dtype=np.int64)
+        return np.diff(self.ends, prepend=0)
 
     @property
     def num_samples(self) -> int:
         """How many samples all shards have together."""
-        return int(self.num_samples_per_shard.sum())
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     @cached_property
     def seconds(self) -> float:
         """How much audio all shards hold; 0 where the index was made from headers only."""
-        return float(np.nansum(self.shards["seconds"].to_numpy()))
+        return float(sum(second or 0.0 for batch in _batches(self.url, ["seconds"]) for second in batch[0].to_pylist()))
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the shards' names, counts and checksums: equal when the data are."""
-        digest = hashlib.sha256()
-        for row in self.shards.select(["shard", "num_samples", "num_bytes", "checksum"]).to_pylist():
-            digest.update(repr(tuple(row.values())).encode())
+        """sha256 over the shards' names, counts and checksums: equal when the data are.
+
+        Raises:
+            InputError: when the index changed since it was loaded.
+        """
+        digest, counts, blocks = hashlib.sha256(), [np.zeros(0, np.int64)], []
+        with _malloc():
+            for batch in _batches(self.url, ["shard", "num_samples", "num_bytes", "checksum", "samples"]):
+                for row in zip(*(column.to_pylist() for column in batch.columns[:4]), strict=True):
+                    digest.update(repr(row).encode())
+                counts.append(_counts(batch))
+                blocks.append(_packed(batch))
+        if tuple(blocks) != self.blocks or not np.array_equal(np.cumsum(np.concatenate(counts)), self.ends):
+            raise InputError(f"{self.url}: {INDEX_NAME} was replaced while it was in use. Start again")
         return digest.hexdigest()
+
+    def row(self, shard: int) -> ShardRow:
+        """What is known of a shard when it is read."""
+        block = bisect_right(self.starts, shard) - 1
+        return ShardRow(**self._block(block)[shard - self.starts[block]].as_py())
 
     def shard_url(self, shard: int) -> str:
         """Where the tar of row `shard` is."""
-        name = self.shards["shard"][shard].as_py()
-        return str(name) if "://" in name or name.startswith("/") else storage.join(self.url, name)
+        name = self.row(shard).shard
+        return name if "://" in name or name.startswith("/") else storage.join(self.url, name)
 
     def samples(self, shard: int) -> pa.Table:
         """The sample table of row `shard`: a row a sample, in tar order.
@@ -107,7 +154,7 @@ class ShardIndex:
         Raises:
             InputError: when it is missing, or has another number of rows than the index says.
         """
-        url = storage.join(self.url, self.shards["samples"][shard].as_py())
+        url = storage.join(self.url, self.row(shard).samples)
         table = read_table(
             url, SAMPLE_SCHEMA, missing=lambda: f"{url}: this sample table, named by {INDEX_NAME}, is missing"
         )
@@ -116,6 +163,51 @@ class ShardIndex:
             raise InputError(f"{url}: {INDEX_NAME} says {expected} samples, the table has {len(table)}. Index anew")
         _check_complete(url, table, ("key", "member", "offset", "size"))
         return table
+
+    @cached_property
+    def _block(self) -> Callable[[int], Any]:
+        """Unpacks a block; the last few are kept."""
+        return lru_cache(maxsize=64)(
+            lambda block: pa.ipc.open_stream(self.blocks[block]).read_next_batch().to_struct_array()
+        )
+
+
+@contextmanager
+def _malloc() -> Iterator[None]:
+    """Arrow allocates from malloc meanwhile: what its default pool keeps for later is more than what stays in use."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def _counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    return np.array(np.from_dlpack(batch["num_samples"]))  # Arrow's own to_numpy imports pandas: 40 MB
+
+
+def _packed(batch: pa.RecordBatch) -> pa.Buffer:
+    rows, sink = batch.select(ShardRow._fields), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+        stream.write_batch(rows)
+    return sink.getvalue()
+
+
+def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Those columns of the folder's index, some rows at a time, read by this thread (see `read_parquet`)."""
+    url = storage.join(folder, INDEX_NAME)
+    with _as_input_errors(url, missing=lambda: _advice(folder)), storage.open_input(url) as file:
+        table = pq.ParquetFile(file, pre_buffer=False)
+        if lacking := [name for name in SHARD_SCHEMA.names if name not in table.schema_arrow.names]:
+            raise ValueError(f"no column {', '.join(lacking)}")
+        for batch in table.iter_batches(_BLOCK_ROWS, columns=columns, use_threads=False):
+            if len(batch):
+                yield batch.select(columns).cast(_schema(columns))
+
+
+def _schema(columns: list[str]) -> pa.Schema:
+    return pa.schema([SHARD_SCHEMA.field(name) for name in columns])
 
 
 def span_fault(offset: int, size: int, frames: int | None, num_bytes: int) -> str | None:
@@ -127,7 +219,7 @@ def span_fault(offset: int, size: int, frames: int | None, num_bytes: int) -> st
     return None
 
 
-def _check_complete(url: str, table: pa.Table, columns: tuple[str, ...]) -> None:
+def _check_complete(url: str, table: pa.Table | pa.RecordBatch, columns: Iterable[str]) -> None:
     for name in columns:
         if table[name].null_count:
             raise InputError(f"{url}: {table[name].null_count} rows have no {name}. Make the index anew")
@@ -139,9 +231,14 @@ def read_table(url: str, schema: pa.Schema, *, missing: Callable[[], str]) -> pa
     Raises:
         InputError: `missing()` when there is no such file; else naming url and fault.
     """
+    with _as_input_errors(url, missing):
+        return read_parquet(url).select(schema.names).cast(schema)
+
+
+@contextmanager
+def _as_input_errors(url: str, missing: Callable[[], str]) -> Iterator[None]:
     try:
-        table = read_parquet(url)
-        return table.select(schema.names).cast(schema)
+        yield
     except FileNotFoundError:
         raise InputError(missing()) from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

@@ -1,5 +1,7 @@
 """The index on disk: what it says, and what it says when it is not there."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scaleaudio.data import storage
@@ -43,6 +45,28 @@ def test_the_fingerprint_changes_with_any_checksum_and_with_nothing_else(folder)
     assert ShardIndex.load(folder + "/").fingerprint == before
     write_table(f"{folder}/{INDEX_NAME}", [shard("a", 2), shard("b", 1, "bb")], SHARD_SCHEMA)
     assert ShardIndex.load(folder).fingerprint != before
+
+
+def test_names_are_found_however_the_table_was_cut_into_row_groups(tmp_path):
+    rows = [shard(f"s{number}", number + 1) for number in range(3000)]
+    table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+    pq.write_table(table, tmp_path / INDEX_NAME, row_group_size=1300)
+    index = ShardIndex.load(str(tmp_path))
+    assert [index.row(row).shard for row in range(3000)] == [f"s{number}.tar" for number in range(3000)]
+    assert index.num_samples_per_shard.tolist() == list(range(1, 3001)) and index.num_samples == 4_501_500
+    assert index.shards.equals(table)
+
+
+def test_an_index_that_is_replaced_while_it_is_in_use_has_no_fingerprint(folder):
+    index = ShardIndex.load(folder)
+    write_table(f"{folder}/{INDEX_NAME}", [shard("a", 2), shard("c", 1)], SHARD_SCHEMA)
+    with pytest.raises(InputError, match=r"index\.parquet was replaced while it was in use"):
+        assert index.fingerprint
+
+
+def test_the_fingerprint_is_the_one_that_saved_checkpoints_hold(folder):
+    # Of this very index, by the first version of the format.
+    assert ShardIndex.load(folder).fingerprint == "86179749b83b3026a613d190b95fdc0a7d7d76b05b7af439d4ee1d8d5aa960c0"
 
 
 def test_a_folder_without_index_names_the_command_that_makes_it(tmp_path):

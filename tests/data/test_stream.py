@@ -200,7 +200,7 @@ def test_what_goes_wrong_in_a_thread_reaches_the_one_who_reads(shards: Path) -> 
     good = open_stream(shards)
     stream = Stream(
         good.config,
-        Broken(str(shards), ShardIndex.load(str(shards)).shards),
+        Broken.load(str(shards)),
         seed=5,
         sample_rate_hz=RATE_HZ,
         crop_frames=400,
