@@ -24,9 +24,9 @@ from torch import Tensor
 
 
 class Settings(BaseModel):
-    """Base of every config: frozen, and an unknown key is an error."""
+    """Base of every config: frozen, and an unknown key is an error; a traceback does not show what was given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 @dataclass(frozen=True)

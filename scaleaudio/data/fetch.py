@@ -8,27 +8,28 @@ sample is usable depends on that sample alone, not on what it was read with.
 from __future__ import annotations
 
 import os
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from scaleaudio.data.index import ShardIndex, span_fault
 from scaleaudio.data.order import Integers
+from scaleaudio.data.patience import Patience, WrongShard
 from scaleaudio.data.storage import is_local, open_input, open_url
 from scaleaudio.errors import DecodeError, InputError
+
+if TYPE_CHECKING:
+    from scaleaudio.data.cache import Cache
 
 Result = TypeVar("Result")
 
 # Bytes between two members (a .json, or the picture beside the sound in someone else's tar) that cost less to read
 # than a further request does.
 MAX_GAP_BYTES = 1 << 18
-NUM_TRIES = 3
-FIRST_WAIT_SECONDS = 0.2
 
 
 class Member(NamedTuple):
@@ -52,17 +53,34 @@ class Member(NamedTuple):
 class Fetcher:
     """Finds and reads samples by number, patiently; meant to be called from several threads at once."""
 
-    def __init__(self, index: ShardIndex, chunk_samples: int, num_tables: int = 64) -> None:
-        """Reads from `index`; `num_tables` sample tables (about 100 kB each) are kept at hand."""
+    def __init__(
+        self,
+        index: ShardIndex,
+        chunk_samples: int,
+        num_tables: int = 64,
+        *,
+        patience: Patience | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        """Reads from `index`.
+
+        Args:
+            index: of the shards.
+            chunk_samples: neighbouring samples that are read together.
+            num_tables: sample tables (about 100 kB each) that are kept at hand.
+            patience: with storage.
+            cache: keeps what came from an object store; then whole chunks are read, since the rest is needed too.
+        """
         self._index = index
         self._chunk_samples = chunk_samples
         self._table = lru_cache(maxsize=num_tables)(self._load_table)
         self._failed: set[str] = set()
-        self._stopped = threading.Event()
+        self._patience = patience or Patience()
+        self._cache = cache
 
     def stop(self) -> None:
-        """Ends all waiting between tries."""
-        self._stopped.set()
+        """Ends all waiting for storage."""
+        self._patience.stop()
 
     def groups(self, numbers: Integers) -> list[Integers]:
         """`numbers` sorted and cut into what one call of `read_ahead` takes: one chunk of one shard each."""
@@ -82,9 +100,13 @@ class Fetcher:
         None where any of them cannot be found or read; `find` and `load` then say which, and why.
         """
         try:
-            found = zip(group.tolist(), self._members(group), strict=True)
-            usable = {number: member for number, member in found if not member.fault}
-            return dict(zip(usable, self._filled(list(usable.values())), strict=True)) if usable else {}
+            usable = self._usable(group)
+            if not usable:
+                return {}
+            if is_local(next(iter(usable.values())).url):
+                _advise(list(usable.values()))
+                return usable
+            return self._filled(usable, usable if self._cache is None else self._usable(self._whole_chunk(group)))
         except DecodeError:
             return {}
 
@@ -105,9 +127,11 @@ class Fetcher:
         if member.fault:
             raise DecodeError(member.fault)
         data = member.data
-        if data is None:
-            data = self._patiently(member.shard, lambda: _read([member]))[0]
-        if member.checksum is not None and f"{zlib.crc32(data):08x}" != member.checksum:
+        if data is None or not _is_whole(
+            member, data
+        ):  # read anew, and alone: it may have broken on its way, or in a cache
+            data = self._patiently(member.shard, member.url, lambda: _read([member]), member.size)[0]
+        if not _is_whole(member, data):
             raise DecodeError("its bytes are not those of the index: the shard changed since it was indexed, or broke")
         return data
 
@@ -120,12 +144,28 @@ class Fetcher:
             shard, row = self.place(number)
             return self._index.row(shard).shard, f"row {row}"
 
-    def _filled(self, members: list[Member]) -> list[Member]:
-        if is_local(members[0].url):
-            _advise(members)
-            return members
-        data = self._patiently(members[0].shard, lambda: _read(members))
-        return [member._replace(data=part) for member, part in zip(members, data, strict=True)]
+    def _usable(self, group: Integers) -> dict[int, Member]:
+        """Those whose index rows make sense."""
+        found = zip(group.tolist(), self._members(group), strict=True)
+        return {number: member for number, member in found if not member.fault}
+
+    def _whole_chunk(self, group: Integers) -> Integers:
+        """All samples of the chunk and shard of `group`."""
+        number = int(group[0])
+        shard, row = self.place(number)
+        first = number // self._chunk_samples * self._chunk_samples
+        return np.arange(max(first, number - row), min(first + self._chunk_samples, int(self._index.ends[shard])))
+
+    def _filled(self, usable: dict[int, Member], within: dict[int, Member]) -> dict[int, Member]:
+        """`usable` with their bytes, read together with their neighbours in `within`."""
+        members, neighbours = list(usable.values()), list(within.values())
+        num_bytes = sum(member.size for member in neighbours)
+        first = members[0]
+        data = self._patiently(
+            first.shard, first.url, lambda: _read(members, within=neighbours, cache=self._cache), num_bytes
+        )
+        filled = (member._replace(data=part) for member, part in zip(members, data, strict=True))
+        return dict(zip(usable, filled, strict=True))
 
     def _members(self, group: Integers) -> list[Member]:
         shard, first = self.place(int(group[0]))
@@ -140,20 +180,19 @@ class Fetcher:
 
     def _load_table(self, shard: int) -> pa.Table:
         columns = ["key", "offset", "size", "frames", "checksum"]
-        return self._patiently(self._index.row(shard).shard, lambda: self._index.samples(shard).select(columns))
+        name, url = self._index.row(shard).shard, self._index.shard_url(shard)
+        return self._patiently(name, url, lambda: self._index.samples(shard).select(columns))
 
-    def _patiently(self, shard: str, action: Callable[[], Result]) -> Result:
-        """action(), tried again after a while; a shard that failed all tries is not waited for again."""
-        num_tries = 1 if shard in self._failed else NUM_TRIES
-        for attempt in range(num_tries):
-            try:
-                return action()
-            except (OSError, InputError, pa.ArrowException) as error:
-                reason = f"cannot be read: {' '.join(str(error).split())}"
-            if attempt + 1 < num_tries and self._stopped.wait(FIRST_WAIT_SECONDS * 4**attempt):
-                break
-        self._failed.add(shard)
-        raise DecodeError(reason)
+    def _patiently(self, name: str, url: str, action: Callable[[], Result], num_bytes: int = 0) -> Result:
+        """action(), tried again after a while; a shard that failed for good is not waited for again."""
+        remote, briefly = not is_local(url), name in self._failed
+        try:
+            result = self._patience.read(action, remote=remote, num_bytes=num_bytes, briefly=briefly)
+        except (OSError, InputError, pa.ArrowException) as error:
+            self._failed.add(name)
+            raise DecodeError(f"cannot be read: {' '.join(str(error).split())}") from error
+        self._failed.discard(name)
+        return result
 
     def _shard(self, numbers: Integers) -> Integers:
         return np.searchsorted(self._index.ends, numbers, side="right")
@@ -174,27 +213,56 @@ def _advise(members: list[Member]) -> None:
         os.close(descriptor)
 
 
-def _read(members: list[Member]) -> list[bytes]:
-    """The bytes of `members` of one file, neighbours by a read in common."""
-    found = []
-    with open_input(members[0].url) as file:
-        _check_size(members, file.size())
-        for run in _runs(members):
-            start, size = run[0].offset, _end(run) - run[0].offset
-            # Asked before, since a read that the file cannot fill takes the memory for it all the same.
-            data = bytes(file.read_at(size, start)) if start + size <= file.size() else b""
-            if len(data) != size:
-                raise OSError(f"the shard ends before byte {start + size}: it is shorter than its index says")
-            # Copies: a view would hold the whole read until its last sample is used.
-            found += [data[member.offset - start : member.offset - start + member.size] for member in run]
-    return found
+def _read(members: list[Member], *, within: list[Member] | None = None, cache: Cache | None = None) -> list[bytes]:
+    """The bytes of `members` of one file, neighbours by a read in common, which `cache` keeps.
+
+    Where more is read than is asked for, `within` holds `members` and their neighbours, in the same order.
+    """
+    wanted = {member.offset for member in members}
+    runs = [run for run in _runs(within or members) if any(member.offset in wanted for member in run)]
+    pieces = [cache.get(_piece_name(run)) if cache else None for run in runs]
+    if None in pieces:
+        with open_input(members[0].url) as file:
+            _check_size(members, file.size())
+            for number, run in enumerate(runs):
+                if pieces[number] is None:
+                    pieces[number] = data = _read_run(file, run)
+                    if cache:
+                        cache.put(_piece_name(run), data)
+    # Copies: a view would hold the whole read until its last sample is used.
+    return [
+        piece[member.offset - run[0].offset : member.offset - run[0].offset + member.size]
+        for run, piece in zip(runs, pieces, strict=True)
+        if piece is not None
+        for member in run
+        if member.offset in wanted
+    ]
+
+
+def _read_run(file: Any, run: list[Member]) -> bytes:
+    start, size = run[0].offset, _end(run) - run[0].offset
+    # Asked before, since a read that the file cannot fill takes the memory for it all the same.
+    data = bytes(file.read_at(size, start)) if start + size <= file.size() else b""
+    if len(data) != size:
+        raise WrongShard(f"the shard ends before byte {start + size}: it is shorter than its index says")
+    return data
+
+
+def _piece_name(run: list[Member]) -> str:
+    """What a cache calls the bytes of `run`: another name where the index says that they are others."""
+    first, checksums = run[0], [member.checksum for member in run]
+    return f"{first.url} {first.shard_bytes} {first.offset} {_end(run)} {checksums}"
+
+
+def _is_whole(member: Member, data: bytes) -> bool:
+    return member.checksum is None or f"{zlib.crc32(data):08x}" == member.checksum
 
 
 def _check_size(members: list[Member], num_bytes: int) -> None:
     """Refuses another file than the one indexed, where no checksum will tell."""
     indexed = members[0].shard_bytes
     if num_bytes != indexed and any(member.checksum is None for member in members):
-        raise OSError(f"the shard has another size than when it was indexed: {num_bytes} bytes, and {indexed} then")
+        raise WrongShard(f"the shard has another size than when it was indexed: {num_bytes} bytes, and {indexed} then")
 
 
 def _runs(members: list[Member]) -> Iterator[list[Member]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scaleaudio.data import storage
+from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
+
+Result = TypeVar("Result")
 
 INDEX_NAME = "index.parquet"
 REJECTS_NAME = "rejects.parquet"
@@ -87,6 +90,10 @@ class ShardIndex:
             InputError: when there is none, or it cannot be read as one.
         """
         folder = url.removesuffix(INDEX_NAME).rstrip("/") if url.endswith("/" + INDEX_NAME) else url
+        return _patiently(folder, lambda: cls._load(folder))
+
+    @classmethod
+    def _load(cls, folder: str) -> Self:
         table_url = storage.join(folder, INDEX_NAME)
         counts, blocks, starts = [np.zeros(0, np.int64)], [], [0]
         with _malloc():
@@ -127,6 +134,9 @@ class ShardIndex:
         Raises:
             InputError: when the index changed since it was loaded.
         """
+        return _patiently(self.url, self._fingerprint)
+
+    def _fingerprint(self) -> str:
         digest, counts, blocks = hashlib.sha256(), [np.zeros(0, np.int64)], []
         with _malloc():
             for batch in _batches(self.url, ["shard", "num_samples", "num_bytes", "checksum", "samples"]):
@@ -170,6 +180,11 @@ class ShardIndex:
         return lru_cache(maxsize=64)(
             lambda block: pa.ipc.open_stream(self.blocks[block]).read_next_batch().to_struct_array()
         )
+
+
+def _patiently(folder: str, action: Callable[[], Result]) -> Result:
+    # The index of a million shards is tens of megabytes, and there is no run without it.
+    return Patience(stall_seconds=120, deadline_seconds=600).read(action, remote=not storage.is_local(folder))
 
 
 @contextmanager

@@ -71,10 +71,11 @@ def index(
     Raises:
         InputError: no tars at `url`; an index is there already; nothing could be indexed.
     """
+    folder = url if out is None else out
+    storage.check_writable(folder)
     listing = storage.list_entries(url)
     entries = [entry for entry in listing if entry.url.endswith(".tar")]
     compressed = [entry.url for entry in listing if entry.url.lower().endswith(COMPRESSED_SUFFIXES)]
-    folder = url if out is None else out
     if not entries:
         raise InputError(f'"{url}": no .tar shards here{f", but {len(compressed)} {COMPRESSED}" if compressed else ""}')
     if storage.exists(storage.join(folder, INDEX_NAME)) and not replace:
@@ -86,7 +87,7 @@ def index(
     for entry in track(entries, "index", disable=not progress):
         name = _name(url, entry.url, out)
         try:
-            scan, checksum = _scan(entry.url, headers_only)
+            scan, num_bytes, checksum = _scan(entry.url, headers_only)
         except DamagedTar as error:
             rejects.append((printable(name), f"damaged tar: {error}"))
             continue
@@ -95,7 +96,7 @@ def index(
             continue
         rejects += [(f"{printable(name)}/{key}", reason) for key, reason in scan.rejects]
         if scan.samples:
-            row = shard_row(name, scan.samples, entry.size, checksum) | {"samples": _table_name(name, len(rows))}
+            row = shard_row(name, scan.samples, num_bytes, checksum) | {"samples": _table_name(name, len(rows))}
             write_table(storage.join(folder, row["samples"]), scan.samples, SAMPLE_SCHEMA)
             rows.append(row)
     table = [{"path": path, "reason": reason} for path, reason in rejects]
@@ -115,8 +116,8 @@ def _table_name(shard: str, number: int) -> str:
     return f"samples/{number:06d}-{shard.rpartition('/')[2].removesuffix('.tar')}.parquet"
 
 
-def _scan(url: str, headers_only: bool) -> tuple[_Scan, str | None]:
-    """The samples of one tar, and its sha256 (None from headers only).
+def _scan(url: str, headers_only: bool) -> tuple[_Scan, int, str | None]:
+    """The samples of one tar, its size in bytes, and its sha256 (None from headers only).
 
     Raises:
         DamagedTar: when the tar is damaged or cut off.
@@ -124,7 +125,8 @@ def _scan(url: str, headers_only: bool) -> tuple[_Scan, str | None]:
     scan, seen = _Scan(), set()
     with storage.open_input(url) as raw:
         file: Any = raw if headers_only else Hashed(raw)
-        for key, members in _samples(tars.entries(file, raw.size())):
+        num_bytes = int(raw.size())
+        for key, members in _samples(tars.entries(file, num_bytes)):
             try:
                 if key in seen:
                     raise DecodeError(f"key {key} occurs before: only its first sample is used")
@@ -132,7 +134,7 @@ def _scan(url: str, headers_only: bool) -> tuple[_Scan, str | None]:
                 scan.samples.append(_sample_row(key, members, file, headers_only))
             except DecodeError as error:
                 scan.rejects.append((key, printable(str(error))))
-    return scan, None if headers_only else file.digest.hexdigest()
+    return scan, num_bytes, None if headers_only else file.digest.hexdigest()
 
 
 def _samples(members: Iterator[Entry]) -> Iterator[tuple[str, list[Entry]]]:

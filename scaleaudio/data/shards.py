@@ -156,7 +156,10 @@ def verify(url: str, *, progress: bool = False) -> list[Damage]:
             damage for some in track(found, "verify", len(shards.shards), disable=not progress) for damage in some
         ]
     named = {shards.shard_url(shard) for shard in range(len(shards.shards))}
-    strangers = [tar for tar in storage.list_files(shards.url, ".tar") if tar not in named]
+    try:
+        strangers = [tar for tar in storage.list_files(shards.url, ".tar") if tar not in named]
+    except InputError:
+        strangers = []  # a web server that does not list what it has
     return damages + [Damage(tar.rpartition("/")[2], "", f"not in {INDEX_NAME}") for tar in strangers]
 
 

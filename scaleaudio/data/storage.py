@@ -1,7 +1,11 @@
 """Bytes at an address: the one place that knows local disks from object stores (pyarrow.fs).
 
-A url is a local path or anything that `pyarrow.fs.FileSystem.from_uri` takes. Writes are atomic: a reader sees the
-whole new file or what was there before.
+A url is a local path, anything that `pyarrow.fs.FileSystem.from_uri` takes, or http(s):// for reading. Writes are
+atomic: a reader sees the whole new file or what was there before. s3:// and http:// are tested against servers; gs://,
+abfs:// and hdfs:// go the same way through pyarrow, and are unverified.
+
+Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_CLIENT_ID,
+~/.netrc, an instance's role): a url that holds one is refused, since urls are logged and saved with a run.
 """
 
 from __future__ import annotations
@@ -16,14 +20,16 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from scaleaudio.errors import InputError
 
-SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "http", "https")
+# Parts of the names of query keys whose values are no one else's business: access_key, X-Amz-Signature, sas_token.
+_SECRETS = ("key", "secret", "token", "password", "passwd", "signature")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -52,7 +58,8 @@ def open_url(url: str) -> tuple[Any, str]:
     `AWS_ENDPOINT_URL` in the environment names the server of `s3://` urls that give no `endpoint_override` themselves.
 
     Raises:
-        InputError: for `pipe:` (it would run a shell), for an unknown scheme and for an address that cannot be parsed.
+        InputError: for `pipe:` (it would run a shell), for an unknown scheme, for an address that cannot be parsed, and
+            for one that holds credentials.
     """
     if not url:
         raise InputError("an empty path: expected a folder, file or URL. Is a variable of the command line unset?")
@@ -63,11 +70,46 @@ def open_url(url: str) -> tuple[Any, str]:
         return _local_filesystem(), str(Path(url).expanduser().absolute())
     if match[1].lower() not in SCHEMES:
         raise InputError(f'"{url}": unknown scheme {match[1]}://. Give a local path or one of {_schemes()}')
+    check_no_credentials(url)
+    if _is_http(url):
+        return _http_filesystem(), url
     root, path = _split_root(_with_endpoint(url))
     if match[1].lower() == "file":
         return _local_filesystem(), path
     filesystem, prefix = _remote_filesystem(root)
     return filesystem, prefix + path
+
+
+def check_no_credentials(url: str) -> str:
+    """`url`, once it holds no password, key or signature.
+
+    Raises:
+        InputError: naming what it holds, without its value.
+    """
+    match = _SCHEME.match(url)
+    if match is None:
+        return url
+    address, _, query = url[match.end() :].partition("?")
+    user, at, host = address.partition("/")[0].rpartition("@")
+    held = "a password" if at and ":" in user else None
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        plain = key.lower().replace("-", "").replace("_", "")
+        if plain == "sig" or any(secret in plain for secret in _SECRETS):
+            held = f"a credential ({key}=...)"
+        elif key == "endpoint_override" and "@" in value:
+            held = "a password (in endpoint_override)"
+    if held:
+        raise InputError(
+            f'"{match[0]}{host or address}": this address holds {held}, which would be logged and saved with the run. '
+            "Take it out; credentials come from the environment, such as AWS_ACCESS_KEY_ID or a profile"
+        )
+    return url
+
+
+def check_writable(url: str) -> None:
+    """Refuses an address that can only be read."""
+    if _is_http(url):
+        raise InputError(f'"{url}": http:// and https:// can only be read. Write to a path or an object store (--out)')
 
 
 def join(url: str, *parts: str) -> str:
@@ -89,7 +131,11 @@ def is_folder(url: str) -> bool:
 
 
 def list_entries(url: str, suffix: str = "") -> list[FileEntry]:
-    """Every file below the folder `url` whose name ends in `suffix`, sorted by url; empty where there is no folder."""
+    """Every file below the folder `url` whose name ends in `suffix`, sorted by url; empty where there is no folder.
+
+    Raises:
+        InputError: a web server that does not list its folders.
+    """
     filesystem, path = open_url(url)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     root = path.rstrip("/") + "/"
@@ -97,7 +143,13 @@ def list_entries(url: str, suffix: str = "") -> list[FileEntry]:
         files = [info for info in found if info.type == fs.FileType.File and info.path.endswith(suffix)]
     except UnicodeDecodeError:  # pyarrow cannot give a name that is no UTF-8
         return _walk(path, suffix)
-    return sorted(FileEntry(join(url, info.path.removeprefix(root)), info.size, info.mtime_ns or 0) for info in files)
+    if _is_http(url) and not files:
+        raise InputError(
+            f'"{url}": this server lists no files here. Name an index that lies there: data.url URL/index.parquet'
+        )
+    return sorted(
+        FileEntry(join(url, info.path.removeprefix(root)), info.size or 0, info.mtime_ns or 0) for info in files
+    )
 
 
 def _walk(path: str, suffix: str) -> list[FileEntry]:
@@ -165,6 +217,7 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 @contextmanager
 def open_atomic(url: str) -> Iterator[IO[bytes]]:
     """A binary file for writing that appears at `url` only once it is complete; an exception leaves nothing behind."""
+    check_writable(url)
     filesystem, path = open_url(url)
     if not is_local(url):
         with tempfile.TemporaryFile() as file:  # an object store's stream publishes even what is half written
@@ -193,6 +246,7 @@ def write_atomic(url: str, data: bytes) -> None:
 
 def delete_tree(url: str) -> None:
     """Removes the file or the folder at `url` with all below it; no error where there is nothing."""
+    check_writable(url)
     filesystem, path = open_url(url)
     kind = filesystem.get_file_info(path).type
     if kind == fs.FileType.Directory:
@@ -215,8 +269,9 @@ def _with_endpoint(url: str) -> str:
     if not endpoint or not url.lower().startswith("s3://") or "endpoint_override=" in url:
         return url
     server = urlsplit(endpoint)
+    host = server.netloc.rpartition("@")[2]
     mark = "&" if "?" in url else "?"
-    return f"{url}{mark}scheme={server.scheme or 'https'}&endpoint_override={quote(server.netloc, safe='')}"
+    return f"{url}{mark}scheme={server.scheme or 'https'}&endpoint_override={quote(host, safe='')}"
 
 
 def _split_root(url: str) -> tuple[str, str]:
@@ -234,6 +289,17 @@ def _remote_filesystem(root: str) -> tuple[Any, str]:
     except (ValueError, OSError, pa.ArrowException) as error:
         raise InputError(f'"{root}": {error}') from error
     return filesystem, prefix.rstrip("/")
+
+
+def _is_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+@lru_cache(maxsize=1)
+def _http_filesystem() -> Any:
+    from scaleaudio.data import http  # fsspec and aiohttp are an extra
+
+    return http.filesystem()
 
 
 @lru_cache(maxsize=1)

@@ -11,13 +11,15 @@ from collections.abc import Generator, Iterator, Mapping
 from itertools import count
 from weakref import WeakSet
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scaleaudio.data.ahead import Cropper, Lane, Pending, threads
 from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.order import ORDER_VERSION, Order
+from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import Tally
+from scaleaudio.data.storage import check_no_credentials
 from scaleaudio.errors import InputError
 from scaleaudio.types import Batch, Settings, World
 
@@ -37,6 +39,15 @@ class DataConfig(Settings):
     read_ahead: int = Field(4, ge=0, description="steps whose clips are decoded before they are asked for")
     fetch_ahead: int = Field(4, ge=0, description="further steps whose windows are requested by then")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="the part of the clips that may be unusable")
+    stall_seconds: float = Field(20, gt=0, description="a read from afar without an answer for so long is tried anew")
+    read_deadline_seconds: float = Field(120, gt=0, description="no read is tried again after so long")
+    cache_dir: str | None = Field(None, description="local folder that keeps what was read from afar")
+    cache_gb: float = Field(10, gt=0, description="at most so much is kept there, by all workers of the machine")
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_credentials(cls, url: str) -> str:
+        return check_no_credentials(url)
 
     @model_validator(mode="after")
     def _lanes_divide(self) -> DataConfig:
@@ -46,6 +57,16 @@ class DataConfig(Settings):
                 "clips to a step; choose a divisor"
             )
         return self
+
+    def build_fetcher(self, index: ShardIndex) -> Fetcher:
+        """What reads the samples of `index`, as patiently as these settings say."""
+        cache = None
+        if self.cache_dir is not None:
+            from scaleaudio.data.cache import Cache  # locks files, which not every system can
+
+            cache = Cache(self.cache_dir, int(self.cache_gb * 1e9))
+        patience = Patience(self.stall_seconds, self.read_deadline_seconds)
+        return Fetcher(index, self.chunk_samples, patience=patience, cache=cache)
 
 
 class Stream:
@@ -136,7 +157,7 @@ class Stream:
 
     def _batches(self, start_step: int) -> Generator[Batch]:
         config, order = self.config, self.order
-        fetcher = Fetcher(self._index, config.chunk_samples)
+        fetcher = config.build_fetcher(self._index)
         num_clips = len(self.lanes) * order.lane_batch
         tally = Tally(config.max_bad_fraction, clips_per_epoch=num_clips * order.steps_per_epoch)
         cropper = Cropper(fetcher, order, self.sample_rate_hz, self.crop_frames)

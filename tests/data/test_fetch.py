@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import webdataset
 
-from scaleaudio.data import fetch
+from scaleaudio.data import patience
 from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex, write_table
 from scaleaudio.data.rejects import BadDataError
@@ -30,7 +30,7 @@ NUM_SHARDS, NUM_PER_SHARD = 4, 10
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
 
 
 def write_tar(path: Path, first: int, seed: int = 0) -> None:

@@ -42,7 +42,7 @@ def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["index.parquet"]
 
 
-@pytest.mark.parametrize("url", ["pipe:touch /tmp/owned", "PIPE:ls", "http://host/a.tar", "ftp://host/x"])
+@pytest.mark.parametrize("url", ["pipe:touch /tmp/owned", "PIPE:ls", "ftp://host/x"])
 def test_shell_and_unknown_schemes_are_refused_and_the_known_ones_listed(url):
     with pytest.raises(InputError, match="s3://"):
         storage.open_url(url)
@@ -95,3 +95,54 @@ def test_an_empty_path_is_refused_and_does_not_mean_the_root_folder():
         storage.join("", "audio")
     with pytest.raises(InputError, match="an empty path"):
         storage.open_url("")
+
+
+@pytest.mark.parametrize(
+    ("url", "held"),
+    [
+        ("s3://AKIA:hunter2@bucket/a", "a password"),
+        ("s3://AKIA:hunter2%2F@bucket/a", "a password"),
+        ("https://me:hunter2@host/a.tar", "a password"),
+        ("abfs://:hunter2@account/a", "a password"),
+        ("s3://bucket/a?access_key=hunter2", "access_key"),
+        ("s3://bucket/a?region=x&secret_key=hunter2", "secret_key"),
+        ("s3://bucket/a?session_token=hunter2", "session_token"),
+        ("s3://bucket/a?endpoint_override=me:hunter2%40host", "endpoint_override"),
+        ("https://host/a.tar?X-Amz-Signature=hunter2", "X-Amz-Signature"),
+        ("https://host/a.tar?sv=1&sig=hunter2", "sig"),
+        ("abfs://box@account/a?account_key=hunter2", "account_key"),
+    ],
+)
+def test_an_address_with_credentials_is_refused_without_repeating_them(url, held):
+    for use in (storage.open_url, storage.read_bytes, storage.list_entries, storage.exists):
+        with pytest.raises(InputError, match="credentials come from the environment") as caught:
+            use(url)
+        assert held in str(caught.value) and "hunter2" not in str(caught.value) + repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/a?region=eu-west-1&endpoint_override=host:9",
+        "abfs://box@account.dfs.core.windows.net/a",
+        "a@b:c?key=1",
+    ],
+)
+def test_an_address_without_credentials_is_not(url):
+    assert storage.check_no_credentials(url) == url
+
+
+def test_a_config_never_holds_credentials_nor_shows_them_when_it_refuses():
+    from pydantic import ValidationError
+
+    from scaleaudio.data.stream import DataConfig
+
+    with pytest.raises(ValidationError, match="holds a password") as caught:
+        DataConfig(url="s3://AKIA:hunter2@bucket/a")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", [storage.delete_tree, lambda url: storage.write_atomic(url, b"x")])
+def test_the_web_is_not_written_to(verb):
+    with pytest.raises(InputError, match="can only be read"):
+        verb("http://127.0.0.1:9/a")

@@ -15,7 +15,7 @@ import soundfile
 import torch
 import webdataset
 
-from scaleaudio.data import fetch, storage
+from scaleaudio.data import patience, storage
 from scaleaudio.data.ahead import Lane, crop_positions, threads
 from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import ShardIndex
@@ -32,7 +32,7 @@ NUM_SAMPLES = NUM_SHARDS * NUM_PER_SHARD
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -1,0 +1,237 @@
+"""Shards read from afar, from real servers: stalls, failures, the web, and a cache."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import SimpleHTTPRequestHandler
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import webdataset
+from pyarrow import fs
+from servers import Gate, RangeHandler, s3_server, web_server
+
+from scaleaudio.data import patience, storage
+from scaleaudio.data.cache import Cache
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.patience import Patience, WrongShard
+from scaleaudio.data.scan import index as make_index
+from scaleaudio.data.shards import verify
+from scaleaudio.data.stream import DataConfig, Stream
+from scaleaudio.errors import DecodeError, InputError
+from scaleaudio.types import Batch
+
+RATE_HZ = 8000
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    random = np.random.default_rng(0)
+    for shard in range(3):
+        with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
+            for number in range(shard * 16, shard * 16 + 16):
+                file = io.BytesIO()
+                soundfile.write(file, random.uniform(-0.5, 0.5, 1000), RATE_HZ, format="WAV")
+                tar.write({"__key__": f"k{number}", "wav": file.getvalue()})
+    make_index(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(shards: Path) -> Iterator[tuple[str, int]]:
+    """An S3 server with the shards at s3://clips/in."""
+    with pytest.MonkeyPatch.context() as monkeypatch, s3_server(monkeypatch, "clips") as (host, port):
+        remote = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1")
+        fs.copy_files(str(shards), "clips/in", destination_filesystem=remote)
+        yield host, port
+
+
+@pytest.fixture
+def gate(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate of this test's own before the server."""
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
+    gate = Gate(*server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
+    try:
+        yield gate
+    finally:
+        gate.close()
+
+
+def read(url: str, num_steps: int = 5, **keys: Any) -> list[Batch]:
+    numbers = {"global_batch": 8, "lanes": 4, "chunk_samples": 4, "window_samples": 8, "max_bad_fraction": 1.0}
+    config = DataConfig(url=url, **(numbers | keys))
+    stream = Stream(config, ShardIndex.load(url), seed=5, sample_rate_hz=RATE_HZ, crop_frames=400)
+    batches = list(islice(stream.batches(), num_steps))
+    stream.close()
+    return batches
+
+
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
+    assert [batch.key_B for batch in one] == [batch.key_B for batch in other]
+    assert all(torch.equal(left.wave_BT, right.wave_BT) for left, right in zip(one, other, strict=True))
+
+
+def test_a_read_that_stalls_is_given_up_and_tried_again_and_no_batch_changes(shards: Path, gate: Gate) -> None:
+    gate.stall(3)
+    batches = read("s3://clips/in", stall_seconds=0.5)
+    assert gate.num_stalled == 3
+    assert not [reject for batch in batches for reject in batch.rejects]
+    assert_same(batches, read(str(shards)))
+
+
+def test_a_server_that_stalls_for_good_costs_the_deadline_and_is_named(gate: Gate) -> None:
+    index = ShardIndex.load("s3://clips/in")
+    fetcher = DataConfig(url="s3://clips/in", stall_seconds=0.3, read_deadline_seconds=1).build_fetcher(index)
+    gate.stall(1000)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"cannot be read: no answer in 0\.3"):
+        fetcher.load(fetcher.find(0))
+    assert time.monotonic() - began < 4
+    gate.stall(0)
+    assert fetcher.load(fetcher.find(0))  # and it is tried again when it is needed again
+
+
+def test_who_stops_the_stream_does_not_wait_for_a_stalled_read(gate: Gate) -> None:
+    fetcher = DataConfig(url="s3://clips/in", stall_seconds=60).build_fetcher(ShardIndex.load("s3://clips/in"))
+    member = fetcher.find(0)
+    gate.stall(1000)
+
+    def load() -> None:
+        with suppress(DecodeError):
+            fetcher.load(member)
+
+    waiting = threading.Thread(target=load, daemon=True)
+    waiting.start()
+    while not gate.num_stalled:
+        time.sleep(0.01)
+    began = time.monotonic()
+    fetcher.stop()
+    waiting.join(5)
+    assert not waiting.is_alive() and time.monotonic() - began < 2
+
+
+def test_what_time_will_not_mend_is_tried_only_twice_and_the_rest_until_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "LONGEST_WAIT_SECONDS", 0.01)
+
+    def tries(error: Exception, *, remote: bool, **how: bool) -> int:
+        done = []
+
+        def fail() -> None:
+            done.append(1)
+            raise error
+
+        with pytest.raises(type(error)):
+            Patience(1.0, 0.3).read(fail, remote=remote, **how)
+        return len(done)
+
+    for error in (FileNotFoundError("gone"), WrongShard("shorter"), InputError("no table")):
+        assert tries(error, remote=True) == tries(error, remote=False) == 2
+    assert tries(OSError("reset"), remote=False) == 3
+    assert tries(OSError("reset"), remote=True) > 10
+    assert tries(OSError("reset"), remote=True, briefly=True) == 1
+
+
+def test_what_is_no_matter_of_storage_is_not_tried_again() -> None:
+    done = []
+
+    def bug() -> None:
+        done.append(1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Patience().read(bug, remote=True)
+    assert len(done) == 1
+
+
+def test_the_web_gives_the_batches_of_the_local_disk_listed_or_not(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web_server(shards) as url:
+        assert_same(read(url), read(str(shards)))
+        assert storage.list_files(url, ".tar") == [f"{url}/{shard}.tar" for shard in range(3)]
+        assert verify(url) == []
+        monkeypatch.setattr(RangeHandler, "listing", False)
+        assert_same(read(f"{url}/index.parquet"), read(str(shards)))
+        assert verify(url) == []
+        with pytest.raises(InputError, match="this server lists no files here"):
+            make_index(url, out="/nonexistent")
+        with pytest.raises(InputError, match="can only be read"):
+            make_index(url)
+
+
+def test_tars_on_the_web_are_indexed_into_a_local_folder(shards: Path, tmp_path: Path) -> None:
+    with web_server(shards) as url:
+        make_index(url, out=str(tmp_path))
+        there, here = ShardIndex.load(str(tmp_path)), ShardIndex.load(str(shards))
+        assert there.shard_url(0) == f"{url}/0.tar"
+        for column in ("num_samples", "num_bytes", "seconds", "checksum"):
+            assert there.shards[column].equals(here.shards[column])
+        assert_same(read(str(tmp_path)), read(str(shards)))
+
+
+def test_a_web_server_without_ranges_or_a_missing_page_is_a_named_error(shards: Path) -> None:
+    class Plain(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with web_server(shards, Plain) as url:
+        with pytest.raises(OSError, match=r"0\.tar.*range"):
+            storage.read_range(f"{url}/0.tar", 1000, 10)
+        with pytest.raises(FileNotFoundError, match=r"none\.tar"):
+            storage.read_bytes(f"{url}/none.tar")
+        with pytest.raises(InputError, match=r"no index\.parquet here|lists no files"):
+            ShardIndex.load(f"{url}/samples")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+        storage.read_bytes(f"{url}/0.tar")
+
+
+def test_a_cached_epoch_needs_no_second_read_and_gives_the_same_batches(
+    shards: Path, gate: Gate, tmp_path: Path
+) -> None:
+    expected = read(str(shards), 12)
+    first = read("s3://clips/in", 12, cache_dir=str(tmp_path / "cache"))
+    num_ranges = gate.num_ranges
+    second = read("s3://clips/in", 12, cache_dir=str(tmp_path / "cache"))
+    assert_same(first, expected)
+    assert_same(second, expected)
+    assert 0 < num_ranges == gate.num_ranges
+
+
+def test_a_cached_piece_that_is_damaged_is_read_anew(shards: Path, gate: Gate, tmp_path: Path) -> None:
+    expected = read(str(shards))
+    read("s3://clips/in", cache_dir=str(tmp_path / "cache"))
+    pieces = sorted((tmp_path / "cache").glob("??/*.piece"))
+    pieces[0].write_bytes(b"")
+    pieces[1].write_bytes(pieces[1].read_bytes()[:-9])
+    wrong = bytearray(pieces[2].read_bytes())
+    wrong[50] ^= 1
+    pieces[2].write_bytes(bytes(wrong))
+    batches = read("s3://clips/in", cache_dir=str(tmp_path / "cache"))
+    assert_same(batches, expected)
+    assert not [reject for batch in batches for reject in batch.rejects]
+
+
+def test_local_shards_are_not_cached(shards: Path, tmp_path: Path) -> None:
+    read(str(shards), cache_dir=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").glob("??/*")) == []
+
+
+def test_a_cache_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (f"{tmp_path}/file", "s3://clips/cache"):
+        with pytest.raises(InputError, match=r"data\.cache_dir"):
+            Cache(folder, 1000)

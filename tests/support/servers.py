@@ -1,0 +1,140 @@
+"""Servers for tests of storage: S3, a gate before it that stalls or breaks, and a web server with ranges."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def s3_server(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator[tuple[str, int]]:
+    """A real S3 server with one bucket, which `s3://` urls then mean; gives its host and port."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        remote = fs.S3FileSystem(
+            endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True, region="us-east-1"
+        )
+        remote.create_dir(bucket)
+        yield host, port
+    finally:
+        server.stop()
+
+
+class Gate:
+    """A TCP server before another one: what it is asked it passes on, unless it stalls.
+
+    `stall(n)` lets the next n requests for an object's bytes wait until the gate is closed.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._behind = (host, port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._num_to_stall = 0
+        self.num_stalled = 0
+        self.num_ranges = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stall(self, num_requests: int) -> None:
+        with self._lock:
+            self._num_to_stall = num_requests
+
+    def close(self) -> None:
+        self._closed.set()
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._behind) as server, suppress(OSError):
+            threading.Thread(target=_pour, args=(server, client), daemon=True).start()
+            while data := client.recv(1 << 16):
+                if self._stalls(data):
+                    self._closed.wait()
+                    return
+                server.sendall(data)
+
+    def _stalls(self, request: bytes) -> bool:
+        if not re.match(rb"GET [^ ]*\.tar", request):
+            return False
+        with self._lock:
+            self.num_ranges += 1
+            if not self._num_to_stall:
+                return False
+            self._num_to_stall -= 1
+            self.num_stalled += 1
+            return True
+
+
+def _pour(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    """A web server's handler that knows ranges, as the standard library's does not."""
+
+    listing = True
+
+    def do_GET(self) -> None:
+        """Answers with the range that was asked for."""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if wanted is None or not path.is_file():
+            super().do_GET()
+            return
+        data = path.read_bytes()
+        start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        self.wfile.write(data[start:end])
+
+    def list_directory(self, path: str) -> None:
+        """The folder's page, where this server gives any."""
+        if self.listing:
+            return super().list_directory(path)
+        self.send_error(403, "no listing")
+        return None
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def web_server(folder: Path, handler: type[SimpleHTTPRequestHandler] = RangeHandler) -> Iterator[str]:
+    """Serves `folder`; gives the url."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
