@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
 import scaleaudio
@@ -111,6 +115,41 @@ def test_damaged_shards_are_named_and_exit_1(run: Run, shards: Path, tmp_path: P
     tar.write_bytes(tar.read_bytes()[:5000])
     code, _, err = run("shards", "verify", "copy")
     assert code == 1 and tar.name in err
+
+
+def test_verify_says_what_an_index_from_headers_only_cannot_check(run: Run, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for tar in shards.glob("*.tar"):
+        shutil.copy(tar, tmp_path / "copy")
+    assert run("shards", "index", "copy", "--headers-only")[0] == 0
+    code, out, _ = run("shards", "verify", "copy")
+    assert code == 0 and "of 2, indexed from headers only, no more than the size was checked" in out
+
+
+def test_foreign_tars_are_indexed_checked_and_each_damaged_member_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    audio = io.BytesIO()
+    soundfile.write(audio, np.random.default_rng(0).uniform(-0.5, 0.5, 4000), 16_000, format="WAV")
+    for shard in range(2):
+        with tarfile.open(tmp_path / "foreign" / f"{shard}.tar", "w") as tar:
+            for number in range(3):
+                info = tarfile.TarInfo(f"a/{number}.wav")
+                info.size = len(audio.getvalue())
+                tar.addfile(info, io.BytesIO(audio.getvalue()))
+    (tmp_path / "foreign" / "torn.tar").write_bytes((tmp_path / "foreign" / "0.tar").read_bytes()[:12_000])
+    (tmp_path / "foreign" / "packed.tar.gz").write_bytes(b"")
+    code, out, err = run("shards", "index", "foreign")
+    assert code == 0 and "6 samples in 2 shards" in out
+    assert "rejected: torn.tar: damaged tar: " in err and "rejected: packed.tar.gz: compressed" in err
+    (tmp_path / "foreign" / "torn.tar").unlink()
+    assert run("shards", "verify", "foreign")[0] == 0
+    with (tmp_path / "foreign" / "1.tar").open("r+b") as file:
+        for at in (2000, 12_000):
+            file.seek(at)
+            file.write(b"dirt")
+    code, _, err = run("shards", "verify", "foreign")
+    assert code == 1
+    assert [line.partition(": ")[0] for line in err.splitlines()] == ["1.tar, a/0.wav", "1.tar, a/1.wav"]
 
 
 def test_shards_are_built_from_a_folder(run: Run, clips: Path) -> None:

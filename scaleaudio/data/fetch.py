@@ -126,11 +126,10 @@ class Fetcher:
         """
         if member.fault:
             raise DecodeError(member.fault)
-        data = member.data
-        if data is None or not _is_whole(
-            member, data
-        ):  # read anew, and alone: it may have broken on its way, or in a cache
-            data = self._patiently(member.shard, member.url, lambda: _read([member]), member.size)[0]
+        if member.data is not None and _is_whole(member, member.data):
+            return member.data
+        # Alone, and anew where it was read ahead: it may have broken on its way, or in a cache.
+        data = self._patiently(member.shard, member.url, lambda: _read([member]), member.size)[0]
         if not _is_whole(member, data):
             raise DecodeError("its bytes are not those of the index: the shard changed since it was indexed, or broke")
         return data

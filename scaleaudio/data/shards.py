@@ -163,6 +163,11 @@ def verify(url: str, *, progress: bool = False) -> list[Damage]:
     return damages + [Damage(tar.rpartition("/")[2], "", f"not in {INDEX_NAME}") for tar in strangers]
 
 
+def num_unchecked(url: str) -> int:
+    """How many shards the index at `url` has no checksum of, as it was made from headers only."""
+    return int(ShardIndex.load(url).shards["checksum"].null_count)
+
+
 def _verify_shard(shards: ShardIndex, shard: int) -> list[Damage]:
     row, url = shards.shards.slice(shard, 1).to_pylist()[0], shards.shard_url(shard)
     name = row["shard"]
