@@ -83,16 +83,21 @@ def timm_model(name: str, *, frontend: FrontendConfig = EVERYDAY, seed: int = 0)
     except ImportError as error:
         raise InputError(f"timm:{name}: timm is not installed: pip install 'scaleaudio[timm]'") from error
     name, _, weights = name.partition("@")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"in_chans": 1, "num_classes": 0}
     if weights:
         if not Path(weights).is_file():
             raise InputError(f"timm:{name}@{weights}: no such file; give the weights as a local file")
-        options = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(seed, "timm"))
-            backbone: Any = timm.create_model(name, in_chans=1, num_classes=0, **options)
-    except Exception as error:  # timm raises RuntimeError, KeyError, TypeError and those of torch
+            try:  # transformers take one size alone, unless told otherwise
+                backbone: Any = timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True, **options)
+            except TypeError:
+                backbone = timm.create_model(name, **options)
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 1, frontend.num_mels, 96))
+    except Exception as error:  # timm raises RuntimeError, TypeError, AssertionError and those of torch
         raise InputError(f"timm:{name}: timm cannot make it ({' '.join(str(error).split())[:200]})") from error
     stride = backbone.feature_info[-1]["reduction"] if getattr(backbone, "feature_info", None) else None
     return OnMels(_Image(backbone), embedding_dim=backbone.num_features, frontend=frontend, frame_stride=stride)

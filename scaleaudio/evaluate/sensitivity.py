@@ -147,7 +147,8 @@ def _read(corpus: str, rate_hz: int, seconds: float, num_clips: int, seed: int) 
         if len(waves) == num_clips:
             break
     if not waves:
-        raise InputError(f"{corpus}: no usable clip; {len(rejects)} files refused, such as {rejects[:1]}")
+        named = f", such as {rejects[0].key} ({rejects[0].reason})" if rejects else ""
+        raise InputError(f"{corpus}: no usable clip; {len(rejects)} files refused{named}")
     return torch.stack(waves), tuple(rejects)
 
 

@@ -143,7 +143,7 @@ def draw_sensitivity(results: Sequence[Sensitivity], path: Path) -> None:
         label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130, format="png")
+    figure.savefig(path, dpi=110, format="png")
 
 
 def _draw_curve(axes: Any, curve: Curve, stride: int | None) -> None:

@@ -28,6 +28,11 @@ def test_a_timm_backbone_is_scored_and_its_sensitivity_measured(clips: Path) -> 
     assert result.stride == 32 and result.stages[0].others.mean < 1
 
 
+def test_a_transformer_takes_spectrograms_of_any_length() -> None:
+    model = timm_model("test_vit")
+    assert all(model(torch.zeros(1, num_samples)).shape == (1, model.embedding_dim) for num_samples in (5000, 16_000))
+
+
 def test_the_seed_decides_a_timm_backbones_weights() -> None:
     one, same, other = (timm_model(SMALL, seed=seed)(torch.ones(1, 8000)) for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)

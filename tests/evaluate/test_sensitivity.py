@@ -169,6 +169,9 @@ def test_unusable_files_are_named_and_silence_is_left_out(clips: Path, tmp_path:
 
 
 def test_a_single_clip_and_a_model_without_a_spectrogram_are_refused(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.flac").write_bytes((clips / "clip00.flac").read_bytes()[:200])
+    with pytest.raises(InputError, match=r"no usable clip; 1 files refused, such as torn.flac \(.+\)"):
+        measured(Circular(), tmp_path)
     shutil.copy(clips / "clip00.flac", tmp_path)
     with pytest.raises(InputError, match="1 clips in which anything happens; a curve needs at least two"):
         measured(Circular(), tmp_path)
