@@ -278,6 +278,37 @@ def _show_table(table: Any) -> None:
 
 
 @app.command()
+def embed(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="exported folder, run folder or checkpoint")],
+    shards: Annotated[str, typer.Argument(metavar="INPUT", help="folder or URL of shards with their index")],
+    out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="table to write: a path or URL")],
+    unit_samples: Annotated[int, typer.Option(min=1, help="clips that one task embeds")] = 512,
+    max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="part of the clips that may be bad")] = 0.01,
+    fresh: Annotated[bool, typer.Option("--fresh", help="delete what is at OUT and begin anew")] = False,
+) -> None:
+    """Embed every clip of a corpus, on this machine or on the cluster of RAY_ADDRESS; goes on where it was stopped."""
+    from scaleaudio.launch.embed import embed as run
+    from scaleaudio.launch.progress import Counted
+
+    with Counted("embedding") as progress:
+        done = run(
+            model,
+            shards,
+            out,
+            unit_samples=unit_samples,
+            max_bad_fraction=max_bad_fraction,
+            fresh=fresh,
+            on_done=progress.update,
+            debug=bool(context.obj),
+        )
+    print(
+        f"{done.num_samples} clips, {done.embedding_dim} numbers each: {done.url}; {done.num_rejects} rejected "
+        f"({done.rejects_url})"
+    )
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="run folder or checkpoint")],
     out: Annotated[Path, typer.Argument(help="folder to write")],

@@ -153,6 +153,12 @@ class ShardIndex:
         block = bisect_right(self.starts, shard) - 1
         return ShardRow(**self._block(block)[shard - self.starts[block]].as_py())
 
+    def only(self, shard: int) -> Self:
+        """The index of that shard alone: small enough to be sent along with a task."""
+        row = pa.RecordBatch.from_pylist([self.row(shard)._asdict()])
+        num_samples = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
+        return type(self)(self.url, np.asarray([num_samples]), (_packed(row),), (0, 1))
+
     def shard_url(self, shard: int) -> str:
         """Where the tar of row `shard` is."""
         name = self.row(shard).shard

@@ -1,15 +1,15 @@
 """Embeddings of whole clips: never padded to each other, so an embedding does not depend on the clips beside it.
 
-Files are read a stretch at a time by a few threads; within a stretch clips of equal length share a batch.
+Clips are read a stretch at a time by a few threads; within a stretch clips of equal length share a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ LONGEST_SECONDS = 600.0
 STRETCH_SECONDS = 900.0
 BATCH_SECONDS = 60.0
 NUM_THREADS = 4
+SLICE_CLIPS = 64
+
+Source = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class _Read:
-    """One file as the encoders want it: a mono waveform for each rate, or the reason why there is none."""
+    """One clip as the encoders want it: a mono waveform for each rate, or the reason why there is none."""
 
     place: int
     seconds: float
@@ -66,19 +69,41 @@ def embed_files(
     Raises:
         ValueError: a model gives another shape than (B, embedding_dim), or something that is not finite.
     """
-    made = {name: np.full((len(files), dim_of(model)), np.nan, np.float32) for name, model in models.items()}
-    rejects: dict[int, Reject] = {}
+    sources = (partial(_file_bytes, file) for file in files)
+    shown = track(sources, "embedding", total=len(files), disable=not progress, transient=True)
+    made, reasons = embed_clips(models, shown, len(files), min_seconds=min_seconds)
+    rejects = {place: Reject(str(files[place].parent), files[place].name, reason) for place, reason in reasons.items()}
+    usable = [place for place in range(len(files)) if place not in rejects]
+    for name, embedding_ND in made.items():
+        if not np.isfinite(embedding_ND[usable]).all():
+            raise ValueError(f"model {name}: embeddings with NaN or Inf; it cannot be evaluated")
+    return Embedded(made, rejects)
+
+
+def embed_clips(
+    models: Mapping[str, nn.Module], sources: Iterable[Source], num_clips: int, *, min_seconds: float = 0.0
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[int, str]]:
+    """Each clip's embedding by each model, (num_clips, D), and the reasons of the unusable ones by their place.
+
+    Args:
+        models: as for `embed_files`.
+        sources: give a clip's bytes, or raise DecodeError or OSError; taken and called a few clips ahead, in threads.
+        num_clips: how many sources there are.
+        min_seconds: as for `embed_files`.
+
+    Raises:
+        ValueError: a model gives another shape than (B, embedding_dim).
+    """
+    made = {name: np.full((num_clips, dim_of(model)), np.nan, np.float32) for name, model in models.items()}
+    reasons: dict[int, str] = {}
     rates = sorted({rate_of(model) for model in models.values()})
-    for stretch in _stretches(files, rates, min_seconds, progress):
-        for clip in stretch:
-            if clip.reason:
-                file = files[clip.place]
-                rejects[clip.place] = Reject(str(file.parent), file.name, clip.reason)
+    for stretch in _stretches(sources, rates, min_seconds):
+        reasons |= {clip.place: clip.reason for clip in stretch if clip.reason}
         usable = [clip for clip in stretch if not clip.reason]
         for name, model in models.items():
             for places, wave_BT in _batches(usable, rate_of(model)):
                 made[name][places] = _embed(name, model, wave_BT)
-    return Embedded(made, rejects)
+    return made, reasons
 
 
 def rate_of(model: nn.Module) -> int:
@@ -103,19 +128,15 @@ def _attribute(model: nn.Module, name: str) -> Any:
     return getattr(model, name)
 
 
-def _stretches(
-    files: Sequence[Path], rates: Sequence[int], min_seconds: float, progress: bool
-) -> Iterator[list[_Read]]:
-    """The files in order, in lists of about STRETCH_SECONDS of audio, which bounds the memory."""
+def _stretches(sources: Iterable[Source], rates: Sequence[int], min_seconds: float) -> Iterator[list[_Read]]:
+    """The clips in order, in lists of about STRETCH_SECONDS of audio, which bounds the memory."""
     stretch: list[_Read] = []
     seconds = 0.0
-    numbered = list(enumerate(files))
+    numbered = enumerate(sources)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        slices = (numbered[start : start + 64] for start in range(0, len(numbered), 64))
-        reads = chain.from_iterable(
-            pool.map(partial(_read, rates=rates, min_seconds=min_seconds), part) for part in slices
-        )
-        for clip in track(reads, "embedding", total=len(files), disable=not progress, transient=True):
+        slices = iter(lambda: list(islice(numbered, SLICE_CLIPS)), [])
+        read = partial(_read, rates=rates, min_seconds=min_seconds)
+        for clip in chain.from_iterable(pool.map(read, part) for part in slices):
             stretch.append(clip)
             seconds += clip.seconds
             if seconds > STRETCH_SECONDS:
@@ -124,12 +145,16 @@ def _stretches(
     yield stretch
 
 
-def _read(numbered: tuple[int, Path], rates: Sequence[int], min_seconds: float) -> _Read:
-    place, file = numbered
+def _file_bytes(file: Path) -> bytes:
     if file.exists() and not file.is_file():
-        return _Read(place, 0.0, {}, "not a file")  # reading a pipe would wait for ever
+        raise DecodeError("not a file")  # reading a pipe would wait for ever
+    return file.read_bytes()
+
+
+def _read(numbered: tuple[int, Source], rates: Sequence[int], min_seconds: float) -> _Read:
+    place, source = numbered
     try:
-        wave, stored_hz = decode(file.read_bytes(), max_seconds=LONGEST_SECONDS)
+        wave, stored_hz = decode(source(), max_seconds=LONGEST_SECONDS)
         mono_T = to_mono(wave)
         missing = max(0, round(min_seconds * stored_hz) - len(mono_T))
         padded_T = np.pad(mono_T, (0, missing))
@@ -161,7 +186,5 @@ def _embed(name: str, model: nn.Module, wave_BT: Tensor) -> npt.NDArray[np.float
         raise ValueError(
             f"model {name}: expected embeddings of shape ({len(wave_BT)}, {dim_of(model)}), came {tuple(z_BD.shape)}"
         )
-    if not torch.isfinite(z_BD).all():
-        raise ValueError(f"model {name}: embeddings with NaN or Inf; it cannot be evaluated")
     made: npt.NDArray[np.float32] = z_BD.float().cpu().numpy()
     return made

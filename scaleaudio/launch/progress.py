@@ -21,14 +21,7 @@ class Progress:
     def __init__(self, num_steps: int, console: Console | None = None) -> None:
         """A bar of `num_steps` steps."""
         self._console = console or Console()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = _bar(self._console)
         self._task = self._bar.add_task("starting", total=num_steps)
         self._num_steps = num_steps
         self._last_line = 0.0
@@ -71,3 +64,38 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, soft_wrap=True)
+
+
+class Counted:
+    """Shows how much of some work is done."""
+
+    def __init__(self, what: str, console: Console | None = None) -> None:
+        """A bar with the words `what` beside it."""
+        self._console = console or Console(stderr=True)
+        self._bar = _bar(self._console)
+        self._what = what
+        self._task = self._bar.add_task(what, total=None)
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Counted:
+        """Starts the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the bar."""
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Shows that `done` of `total` are done."""
+        self._bar.update(self._task, completed=done, total=total)
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(f"{self._what}: {done}/{total}", highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Bar(*columns, console=console, disable=not console.is_terminal)

@@ -1,0 +1,199 @@
+"""`embed`: the embeddings of a corpus, over Ray: no row lost or doubled, however often it is stopped.
+
+The corpus is cut into units of consecutive samples of a shard. Each is one Ray task, which writes its rows as one part,
+atomically, into a folder beside the result; the parts that are there are what is done. When all are, they are
+streamed into the result in the order of the index, and the folder goes. So the driver holds no embedding but those of
+the part at hand, and a stopped job goes on with the units that have no part.
+
+A unit whose process dies (a decoder can crash on a hostile clip) is halved until the clip at fault is alone; that one
+is refused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from torch import nn
+
+from scaleaudio import bundle
+from scaleaudio.config import LaunchConfig
+from scaleaudio.data import storage
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.rejects import BadDataError, Tally
+from scaleaudio.errors import InputError, RunFailed
+from scaleaudio.evaluate.corpus import CorpusUnit, embed_unit, model_digest, refused, units
+from scaleaudio.evaluate.embeddings import dim_of
+from scaleaudio.launch import cluster as clusters
+from scaleaudio.launch import parts
+from scaleaudio.types import Reject
+
+_CRASHES = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_TASKS_PER_SLOT = 2  # one runs, one waits, so that no slot is idle
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What was written: rows at `url`, and named rejects at `rejects_url`."""
+
+    url: str
+    rejects_url: str
+    embedding_dim: int
+    num_samples: int
+    num_rejects: int
+
+
+def embed(
+    model: str | nn.Module,
+    shards: str,
+    out: str,
+    *,
+    unit_samples: int = 512,
+    max_bad_fraction: float = 0.01,
+    fresh: bool = False,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+    debug: bool = False,
+) -> EmbedSummary:
+    """Embeds every clip of `shards` whole, into the Parquet table `out`; finishes what was begun.
+
+    Columns: key, shard, label (JSON, null where the index has none) and embedding (a fixed-size list of float32).
+    Beside it, the table with `rejects` before its suffix names each clip without an embedding: shard, key, reason.
+
+    Args:
+        model: exported folder, run folder or checkpoint, or an encoder as `scaleaudio.load` gives it.
+        shards: folder or URL with an index; all nodes reach it, as they do `out`.
+        out: path or URL that ends in .parquet.
+        unit_samples: clips of one task; of a job that goes on, those that it began with.
+        max_bad_fraction: the part of the clips that may be unusable.
+        fresh: delete what is at `out` and begin anew.
+        on_done: told how many clips of how many are done.
+        debug: show Ray's and the workers' logs.
+
+    Raises:
+        InputError: no such model or index, or `out` holds something else.
+        RunFailed: too many clips are unusable.
+    """
+    given = {"INPUT": shards, "OUT": out}
+    if not out.endswith(".parquet"):
+        raise InputError(f'OUT "{out}": expected a path or URL that ends in .parquet')
+    encoder = bundle.load(model) if isinstance(model, str) else model
+    index = _index(storage.absolute(shards))
+    out = storage.absolute(out)
+    plan = {"format_version": 1, "model": model_digest(encoder), "index": index.fingerprint}
+    plan |= {"embedding_dim": dim_of(encoder), "unit_samples": unit_samples}
+    if fresh:
+        parts.remove(out)
+    done = parts.claim(out, plan)
+    if done is None:
+        with clusters.cluster(LaunchConfig(), debug=debug):
+            clusters.refuse_relative(given)
+            plan = parts.begin(out, plan)
+            try:
+                _embed_missing(encoder, index, out, plan, Tally(max_bad_fraction, index.num_samples), on_done)
+            except BadDataError as error:
+                raise RunFailed(str(error).replace("data.max_bad_fraction", "--max-bad-fraction")) from error
+        done = parts.merge(out, plan, index)
+    parts.tidy(out)
+    return EmbedSummary(out, parts.rejects_url(out), dim_of(encoder), done["num_samples"], done["num_rejects"])
+
+
+def _index(url: str) -> ShardIndex:
+    try:
+        return ShardIndex.load(url)
+    except InputError as error:
+        raise InputError(str(error).replace("data.url", "INPUT", 1)) from error
+
+
+def _embed_missing(
+    encoder: nn.Module,
+    index: ShardIndex,
+    out: str,
+    plan: dict[str, Any],
+    tally: Tally,
+    on_done: Callable[[int, int], None],
+) -> None:
+    """Has each unit embedded of which rows are missing, a bounded number at a time."""
+    there, size = parts.finished_units(out, plan["unit_samples"]), plan["unit_samples"]
+    num_done = sum(there.values())
+    missing = (unit for unit in units(index, size) if there[unit.shard, unit.start // size] != len(unit))
+    queue: deque[CorpusUnit] = deque()
+    task = _Task(encoder, out)
+    running: dict[Any, CorpusUnit] = {}
+    tally.add(num_done, ())
+    on_done(num_done, index.num_samples)
+    try:
+        while True:
+            while len(running) < _TASKS_PER_SLOT * task.num_slots() and (queue or (queue := deque(islice(missing, 1)))):
+                unit = queue.popleft()
+                running[task.submit(unit)] = unit
+            if not running:
+                return
+            for done in ray.wait(list(running), num_returns=1)[0]:
+                unit = running.pop(done)
+                rejects = task.result(done, unit)
+                if rejects is None:
+                    queue.extendleft(_halves(unit))
+                    continue
+                tally.add(len(unit), rejects)
+                num_done += len(unit)
+                on_done(num_done, index.num_samples)
+    finally:
+        for left in running:
+            ray.cancel(left)
+
+
+class _Task:
+    """One unit as a Ray task; on a GPU where the cluster has any."""
+
+    def __init__(self, encoder: nn.Module, out: str) -> None:
+        self._encoder = ray.put(encoder)
+        self._out = out
+        self._resource = "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"
+        self._dim = dim_of(encoder)
+
+    def num_slots(self) -> int:
+        """How many run at once on the cluster as it is now."""
+        return max(1, int(ray.cluster_resources().get(self._resource, 0)))
+
+    def submit(self, unit: CorpusUnit) -> Any:
+        """Begins it."""
+        # What begins whole, and what would be refused, gets a second chance: a node may just have gone.
+        max_retries = 0 if unit.is_half and len(unit) > 1 else 1
+        options = {"num_cpus": 1, "num_gpus": int(self._resource == "GPU"), "max_retries": max_retries}
+        return ray.remote(_embed).options(**options).remote(self._encoder, self._out, unit)
+
+    def result(self, reference: Any, unit: CorpusUnit) -> list[Reject] | None:
+        """The rejects of a unit that is done; None where its process died and it has to be halved."""
+        try:
+            rejects: list[Reject] = ray.get(reference)
+            return rejects
+        except RayTaskError as error:
+            raise error.cause from None
+        except _CRASHES:
+            if len(unit) > 1:
+                return None
+            return _put(self._out, unit, refused(unit, self._dim, "the process that embeds it dies of it"))
+
+
+def _embed(encoder: nn.Module, out: str, unit: CorpusUnit) -> list[Reject]:
+    """Runs in a Ray worker: writes the part of `unit`, and gives its rejects."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _put(out, unit, embed_unit(encoder.to(device), unit))
+
+
+def _put(out: str, unit: CorpusUnit, table: Any) -> list[Reject]:
+    parts.write(out, unit.shard, unit.start, table)
+    rows = table.select(["shard", "key", "reason"]).to_pylist()
+    return [Reject(**row) for row in rows if row["reason"] is not None]
+
+
+def _halves(unit: CorpusUnit) -> Iterator[CorpusUnit]:
+    middle = (unit.start + unit.stop) // 2
+    yield replace(unit, stop=middle, is_half=True)
+    yield replace(unit, start=middle, is_half=True)

@@ -1,0 +1,207 @@
+"""The parts of a table that many processes write, and the table that they become.
+
+A part is a Parquet file of consecutive rows of a shard, in the folder OUT.parts beside the table OUT. Its name says
+which rows, and it appears whole: so the folder's listing is all the state there is. `merge` lays the parts end to end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scaleaudio.data import storage
+from scaleaudio.data.index import ShardIndex, read_parquet
+from scaleaudio.errors import InputError, RunFailed
+
+GROUP_BYTES = 64 << 20
+_ABOUT = b"scaleaudio"  # the key of what the finished table says about itself
+_NAME = re.compile(r"/part-(\d+)-(\d+)-(\d+)-(\d+)\.parquet$")
+_REJECT_SCHEMA = pa.schema([("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
+
+
+class Part(NamedTuple):
+    """Rows `start` to `stop` - 1 of the shard in row `shard` of the index; `num_rejects` of them have no embedding."""
+
+    shard: int
+    start: int
+    stop: int
+    num_rejects: int
+
+    def url(self, out: str) -> str:
+        """Where it lies."""
+        name = f"part-{self.shard:08d}-{self.start:08d}-{self.stop:08d}-{self.num_rejects}.parquet"
+        return storage.join(_folder(out), name)
+
+
+def rejects_url(out: str) -> str:
+    """The table beside `out` that names the clips without an embedding."""
+    return out.removesuffix(".parquet") + ".rejects.parquet"
+
+
+def claim(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """What the finished table at `out` says about itself; None where it is still to be made.
+
+    Raises:
+        InputError: `out` holds something else, or was made, or begun, by another plan.
+    """
+    if storage.is_folder(out):
+        raise InputError(f'OUT "{out}": a folder; expected a path for a Parquet table')
+    about = _about(out) if storage.exists(out) else None
+    before = about["plan"] if about is not None else _plan(out)
+    changed = [key for key in plan if key != "unit_samples" and before is not None and before.get(key) != plan[key]]
+    if changed:
+        raise InputError(
+            f'OUT "{out}" holds embeddings of another {" and another ".join(changed)}. Give another file, or --fresh'
+        )
+    return about
+
+
+def begin(out: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan that the parts of `out` follow: an earlier run's, where there was one, else `plan`.
+
+    Parts with rejects are deleted: what could not be read yesterday may be there today.
+    """
+    before = _plan(out)
+    if before is None:
+        storage.write_atomic(_plan_url(out), json.dumps(plan).encode())
+    for part in _parts(out):
+        if part.num_rejects:
+            storage.delete_tree(part.url(out))
+    return before or plan
+
+
+def write(out: str, shard: int, start: int, table: pa.Table) -> None:
+    """Puts the rows of a shard from `start` on there, as a part."""
+    part = Part(shard, start, start + len(table), len(table) - table["reason"].null_count)
+    _write(part.url(out), table)
+
+
+def finished_units(out: str, unit_samples: int) -> Counter[tuple[int, int]]:
+    """How many rows are there of each unit, by shard and number within the shard."""
+    rows: Counter[tuple[int, int]] = Counter()
+    for part in _without_overlap(_parts(out)):
+        rows[part.shard, part.start // unit_samples] += part.stop - part.start
+    return rows
+
+
+def merge(out: str, plan: dict[str, Any], index: ShardIndex) -> dict[str, Any]:
+    """Writes the table `out` and its rejects from the parts; gives what the table says about itself.
+
+    Raises:
+        RunFailed: when a row is missing.
+    """
+    found = list(_without_overlap(_parts(out)))
+    rows: Counter[int] = Counter()
+    for part in found:
+        if part.start != rows[part.shard]:
+            break
+        rows[part.shard] = part.stop
+    if missing := [n for n, size in enumerate(index.num_samples_per_shard.tolist()) if rows[n] != size]:
+        shard = index.row(missing[0]).shard
+        raise RunFailed(
+            f"{_folder(out)}: parts of {len(missing)} shards are gone, as of {shard}. Run the command again"
+        )
+    num_rejects = sum(part.num_rejects for part in found)
+    about = {"plan": plan, "num_samples": sum(rows.values()) - num_rejects, "num_rejects": num_rejects}
+    names = [part.url(out) for part in found if part.num_rejects]
+    tables = [_rejected(read_parquet(url)) for url in names]
+    _write(rejects_url(out), pa.concat_tables([_REJECT_SCHEMA.empty_table(), *tables]))
+    schema = _row_schema(plan["embedding_dim"]).with_metadata({_ABOUT: json.dumps(about).encode()})
+    with storage.open_atomic(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for group in _groups(read_parquet(part.url(out)) for part in found):
+            writer.write_table(group.select(schema.names).cast(schema))
+    return about
+
+
+def tidy(out: str) -> None:
+    """Deletes the parts, once the table is there."""
+    storage.delete_tree(_folder(out))
+
+
+def remove(out: str) -> None:
+    """Deletes the table, its rejects and its parts.
+
+    Raises:
+        InputError: `out` is something else.
+    """
+    if storage.is_folder(out):
+        raise InputError(f'OUT "{out}": a folder, which --fresh does not delete')
+    if storage.exists(out):
+        _about(out)
+    for url in (out, rejects_url(out), _folder(out)):
+        storage.delete_tree(url)
+
+
+def _row_schema(embedding_dim: int) -> pa.Schema:
+    embedding = pa.list_(pa.field("item", pa.float32()), embedding_dim)
+    return pa.schema([*((name, pa.string()) for name in ("key", "shard", "label")), ("embedding", embedding)])
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows with an embedding, in tables of about GROUP_BYTES: a row group each."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table.filter(pc.is_null(table["reason"])))
+        if sum(each.nbytes for each in held) >= GROUP_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _rejected(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_valid(table["reason"])).select(_REJECT_SCHEMA.names)
+
+
+def _parts(out: str) -> list[Part]:
+    """What the folder holds, in the order of the rows; of parts that begin together the longest first."""
+    names = (_NAME.search(url) for url in storage.list_files(_folder(out), ".parquet"))
+    found = [Part(*map(int, name.groups())) for name in names if name]
+    return sorted(found, key=lambda part: (part.shard, part.start, -part.stop, part.num_rejects))
+
+
+def _without_overlap(ordered: list[Part]) -> Iterator[Part]:
+    """One part for each row: a unit that was halved, and came through later, is there twice."""
+    at = (-1, 0)
+    for part in ordered:
+        if (part.shard, part.start) >= at:
+            at = (part.shard, part.stop)
+            yield part
+
+
+def _write(url: str, table: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write_atomic(url, buffer.getvalue().to_pybytes())
+
+
+def _about(out: str) -> dict[str, Any]:
+    try:
+        with storage.open_input(out) as file:
+            about: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {})[_ABOUT])
+            return about
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise InputError(f'OUT "{out}": a file that `scaleaudio embed` did not write. Give another') from error
+
+
+def _plan(out: str) -> dict[str, Any] | None:
+    url = _plan_url(out)
+    if not storage.exists(url):
+        return None
+    plan: dict[str, Any] = json.loads(storage.read_bytes(url))
+    return plan
+
+
+def _plan_url(out: str) -> str:
+    return storage.join(_folder(out), "plan.json")
+
+
+def _folder(out: str) -> str:
+    return f"{out}.parts"
