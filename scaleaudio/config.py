@@ -61,10 +61,10 @@ class Config(TaskConfig):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Config:
-        lane_batch = self.data.global_batch // self.data.lanes
-        if self.views.mixup is not None and lane_batch < 2:
+        lane_clips = self.data.lane_batch // self.data.crops_per_clip
+        if self.views.mixup is not None and lane_clips < 2:
             raise ValueError(
-                f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_batch} clip a "
+                f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_clips} clip a "
                 "lane: mixup needs a partner in the lane. Halve data.lanes, or set views.mixup to null."
             )
         if ":" not in self.encoder.kind:  # anyone's own is built by the workers alone
@@ -80,7 +80,7 @@ class Config(TaskConfig):
         """
         return Stream(
             self.data,
-            ShardIndex.load(self.data.url),
+            [ShardIndex.load(url) for url in self.data.urls.values()],
             seed=self.seed,
             sample_rate_hz=self.frontend.sample_rate_hz,
             crop_frames=self.clip_samples,

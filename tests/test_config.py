@@ -137,7 +137,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"seed": "many"}, "seed 'many': input should be a valid integer"),
         ({"launch.workers": "many"}, "launch.workers 'many': input should be 'auto'"),
         ({"encoder.widths": [8, "x"]}, "encoder.widths.1 'x': input should be a valid integer"),
-        ({"data.url": None}, "data.url None: input should be a valid string"),
+        ({"data.url": None}, "data: expected url (one folder of shards) or sources (several by name), and not both"),
         ({"name": "a/b"}, "name 'a/b': string should match pattern"),
         ({"encoder.kind": "nope"}, "encoder {'kind': 'nope'}: input tag 'nope'"),
         ({"negatives": {"kind": "none", "time_strength": 0.1}}, "negatives.time_strength: negatives of kind 'none'"),

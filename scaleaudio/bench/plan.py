@@ -228,7 +228,7 @@ def check_epoch(scale: PlanScale) -> EpochCheck:
 
 def _plans(fetcher: Fetcher, order: Order, lanes: range, start_step: int) -> Iterator[list[list[int]]]:
     """Each step's samples, lane by lane, once it is known which rows of which shards their windows are read from."""
-    windows = [order.windows(lane, start_step) for lane in lanes]
+    windows = [order.windows(lane, start_step * order.lane_batch) for lane in lanes]
     queues: list[deque[int]] = [deque() for _ in lanes]
     while True:
         for window, queue in zip(windows, queues, strict=True):

@@ -7,7 +7,7 @@ the one who takes the batches. A task is a few clips of one step, so that any nu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scaleaudio.data.decode import decode_crop
+from scaleaudio.data.decode import ShortClips, decode_crop
 from scaleaudio.data.fetch import Fetcher, Member
 from scaleaudio.data.order import Integers, Order
 from scaleaudio.data.rejects import BadDataError
@@ -28,11 +28,34 @@ MAX_REPLACEMENTS = 16
 CLIPS_PER_TASK = 16
 
 
+class Source(NamedTuple):
+    """One of the stream's sources: the order in which it is read, and what reads it."""
+
+    name: str
+    order: Order
+    fetcher: Fetcher
+
+    def reject(self, number: int, reason: str) -> Reject:
+        """Names a sample that cannot be used."""
+        shard, key = self.fetcher.name(number)
+        return Reject(f"{self.name}/{shard}" if self.name else shard, key, reason)
+
+
 class Wanted(NamedTuple):
     """A sample that will be decoded, and the read that brings its bytes (by sample number)."""
 
+    source: Source
     number: int
     read: Future[dict[int, Member]]
+
+
+class Crops(NamedTuple):
+    """What is taken of each clip: `per_clip` crops of `frames` at `sample_rate_hz`; what becomes of shorter clips."""
+
+    sample_rate_hz: int
+    frames: int
+    per_clip: int
+    short_clips: ShortClips
 
 
 class Part(NamedTuple):
@@ -42,27 +65,44 @@ class Part(NamedTuple):
     rejects: list[Reject]
 
 
-class Lane:
-    """What one lane decodes next; its windows are requested before they are needed."""
+class Feed:
+    """What one lane reads of one source: a window is requested when the first of its samples comes into view."""
 
-    def __init__(self, windows: Iterator[Integers], fetcher: Fetcher, readers: ThreadPoolExecutor) -> None:
-        """A lane that reads `windows` of sample numbers, one after the other."""
+    def __init__(self, source: Source, windows: Iterator[Integers], readers: ThreadPoolExecutor) -> None:
+        """A feed of `windows` of sample numbers, one after the other."""
+        self._source = source
         self._windows = windows
-        self._fetcher = fetcher
         self._readers = readers
+        self._queue: deque[Wanted] = deque()
+
+    def take(self) -> Wanted:
+        """The next sample."""
+        if not self._queue:
+            self._request(next(self._windows))
+        return self._queue.popleft()
+
+    def _request(self, window: Integers) -> None:
+        fetcher = self._source.fetcher
+        reads: dict[int, Future[dict[int, Member]]] = {}
+        for group in fetcher.groups(window):
+            reads |= dict.fromkeys(group.tolist(), self._readers.submit(fetcher.read_ahead, group))
+        self._queue.extend(Wanted(self._source, number, reads[number]) for number in window.tolist())
+
+
+class Lane:
+    """What one lane decodes next."""
+
+    def __init__(self, picks: Iterator[int], feeds: Sequence[Feed]) -> None:
+        """A lane whose slots are filled from the feeds that `picks` names, slot by slot."""
+        self._picks = picks
+        self._feeds = feeds
         self._queue: deque[Wanted] = deque()
 
     def take(self, num_clips: int, steps_ahead: int) -> list[Wanted]:
         """The lane's next clips, once those of `steps_ahead` further steps are requested too."""
         while len(self._queue) < num_clips * (1 + steps_ahead):
-            self._request(next(self._windows))
+            self._queue.append(self._feeds[next(self._picks)].take())
         return [self._queue.popleft() for _ in range(num_clips)]
-
-    def _request(self, window: Integers) -> None:
-        reads: dict[int, Future[dict[int, Member]]] = {}
-        for group in self._fetcher.groups(window):
-            reads |= dict.fromkeys(group.tolist(), self._readers.submit(self._fetcher.read_ahead, group))
-        self._queue.extend(Wanted(number, reads[number]) for number in window.tolist())
 
 
 class Pending(NamedTuple):
@@ -72,7 +112,8 @@ class Pending(NamedTuple):
     slot_B: torch.Tensor
     parts: list[Future[Part]]
     step: int
-    order: Order
+    global_batch: int
+    lane_batch: int
 
     def finish(self) -> Batch:
         """The batch, once all its clips are there; raises what a thread raised."""
@@ -82,8 +123,8 @@ class Pending(NamedTuple):
             key_B=tuple(key for part in parts for key in part.keys),
             slot_B=self.slot_B,
             step=self.step,
-            global_batch=self.order.global_batch,
-            lane_batch=self.order.lane_batch,
+            global_batch=self.global_batch,
+            lane_batch=self.lane_batch,
             rejects=tuple(reject for part in parts for reject in part.rejects),
         )
 
@@ -91,45 +132,59 @@ class Pending(NamedTuple):
 class Cropper:
     """Decodes the crops of a step; replaces the clips that cannot be used."""
 
-    def __init__(self, fetcher: Fetcher, order: Order, sample_rate_hz: int, crop_frames: int) -> None:
-        """Crops of `crop_frames` at `sample_rate_hz`, of members that `fetcher` reads."""
-        self._fetcher = fetcher
-        self._order = order
-        self._sample_rate_hz = sample_rate_hz
-        self._crop_frames = crop_frames
+    def __init__(self, seed: int, global_batch: int, lane_batch: int, crops: Crops) -> None:
+        """Takes `crops` of each clip, so that a step has `global_batch` of them and a lane `lane_batch`."""
+        self._seed = seed
+        self._global_batch = global_batch
+        self._lane_batch = lane_batch
+        self._crops = crops
 
-    def begin(self, step: int, slots: Integers, wanted: list[Wanted], decoders: ThreadPoolExecutor) -> Pending:
-        """Has `wanted` decoded into the rows of a new batch; `slots` are their rows in the global batch of `step`."""
-        positions = crop_positions(self._order.seed, step, self._order.global_batch)[slots]
+    def begin(self, step: int, lanes: range, wanted: list[Wanted], decoders: ThreadPoolExecutor) -> Pending:
+        """Has `wanted` decoded into a new batch: what `lanes` give to `step`, lane after lane, clip after clip."""
+        crops = self._crops
+        slots = np.arange(lanes.start * self._lane_batch, lanes.stop * self._lane_batch, dtype=np.int64)
+        positions_NK = crop_positions(self._seed, step, self._global_batch)[slots].reshape(len(wanted), crops.per_clip)
         # Pinned, the copy to the device overlaps the step before; without a device there is nothing to pin for.
-        shape = (len(wanted), self._crop_frames)
+        shape = (len(slots), crops.frames)
         wave_BT = torch.empty(shape, dtype=torch.float32, pin_memory=torch.cuda.is_available())
-        rows = wave_BT.numpy()
+        rows_NKT = wave_BT.numpy().reshape(len(wanted), crops.per_clip, crops.frames)
         tasks = [slice(start, start + CLIPS_PER_TASK) for start in range(0, len(wanted), CLIPS_PER_TASK)]
-        parts = [decoders.submit(self._decode, step, wanted[task], positions[task], rows[task]) for task in tasks]
-        return Pending(wave_BT, torch.from_numpy(slots), parts, step, self._order)
+        parts = [
+            decoders.submit(self._decode, step, wanted[task], positions_NK[task], rows_NKT[task]) for task in tasks
+        ]
+        return Pending(wave_BT, torch.from_numpy(slots), parts, step, self._global_batch, self._lane_batch)
 
     def _decode(
-        self, step: int, wanted: list[Wanted], positions: NDArray[np.float64], rows: NDArray[np.float32]
+        self, step: int, wanted: list[Wanted], positions_NK: NDArray[np.float64], rows_NKT: NDArray[np.float32]
     ) -> Part:
         part = Part([], [])
-        for clip, position, row in zip(wanted, positions.tolist(), rows, strict=True):
+        for clip, positions_K, rows_KT in zip(wanted, positions_NK.tolist(), rows_NKT, strict=True):
+            source, number = clip.source, clip.number
             try:
                 # Popped, so that its bytes are free once it is decoded.
-                member = clip.read.result().pop(clip.number, None) or self._fetcher.find(clip.number)
-                self._fill(row, member, position)
-                part.keys.append(member.key)
+                member = clip.read.result().pop(number, None) or source.fetcher.find(number)
+                self._fill(rows_KT, source, member, positions_K)
+                key = member.key
             except DecodeError as error:
-                part.rejects.append(Reject(*self._fetcher.name(clip.number), str(error)))
-                part.keys.append(self._replace(row, clip.number, position, step, part.rejects[-1]))
+                part.rejects.append(source.reject(number, str(error)))
+                key = self._replace(rows_KT, source, number, positions_K, step, part.rejects[-1])
+            part.keys.extend([key] * len(rows_KT))
         return part
 
-    def _replace(self, row: NDArray[np.float32], number: int, position: float, step: int, reject: Reject) -> str:
-        """The key of the sample that fills `row` in place of `number`."""
-        for other in islice(self._order.replacements(step, number), MAX_REPLACEMENTS):
+    def _replace(
+        self,
+        rows_KT: NDArray[np.float32],
+        source: Source,
+        number: int,
+        positions_K: list[float],
+        step: int,
+        reject: Reject,
+    ) -> str:
+        """The key of the sample that fills the rows in place of `number`."""
+        for other in islice(source.order.replacements(step, number), MAX_REPLACEMENTS):
             try:
-                member = self._fetcher.find(other)
-                self._fill(row, member, position)
+                member = source.fetcher.find(other)
+                self._fill(rows_KT, source, member, positions_K)
             except DecodeError:
                 continue  # counted and named when its own turn comes
             return member.key
@@ -138,14 +193,17 @@ class Cropper:
             "used in its place. Check the data: scaleaudio shards verify URL"
         )
 
-    def _fill(self, row: NDArray[np.float32], member: Member, position: float) -> None:
-        row[:] = decode_crop(
-            self._fetcher.load(member),
-            sample_rate_hz=self._sample_rate_hz,
-            crop_frames=self._crop_frames,
-            position=position,
-            frames=member.frames,
-        )
+    def _fill(self, rows_KT: NDArray[np.float32], source: Source, member: Member, positions_K: list[float]) -> None:
+        data = source.fetcher.load(member)
+        for row_T, position in zip(rows_KT, positions_K, strict=True):
+            row_T[:] = decode_crop(
+                data,
+                sample_rate_hz=self._crops.sample_rate_hz,
+                crop_frames=self._crops.frames,
+                position=position,
+                frames=member.frames,
+                short_clips=self._crops.short_clips,
+            )
 
 
 def crop_positions(seed: int, step: int, global_batch: int) -> NDArray[np.float64]:
@@ -157,15 +215,16 @@ def crop_positions(seed: int, step: int, global_batch: int) -> NDArray[np.float6
 
 @contextmanager
 def threads(
-    num_read_threads: int, num_threads: int, fetcher: Fetcher
+    num_read_threads: int, num_threads: int, *fetchers: Fetcher
 ) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
-    """The threads that read (for `fetcher`) and those that decode; none is left afterwards."""
+    """The threads that read (for `fetchers`) and those that decode; none is left afterwards."""
     readers = ThreadPoolExecutor(num_read_threads, thread_name_prefix="scaleaudio-read")
     decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="scaleaudio-decode")
     try:
         yield readers, decoders
     finally:
-        fetcher.stop()
+        for fetcher in fetchers:
+            fetcher.stop()
         # First what has not begun, of both: a decoder may be waiting for a read.
         for pool in (readers, decoders):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import soundfile
@@ -22,6 +22,7 @@ from scaleaudio.errors import DecodeError
 
 Wave = NDArray[np.float32]
 Result = TypeVar("Result")
+ShortClips = Literal["pad", "repeat"]
 
 BLOCK_FRAMES = 65536
 MAX_WHOLE_SECONDS = 3600.0
@@ -98,7 +99,13 @@ def measure(data: bytes) -> AudioInfo:
 
 
 def decode_crop(
-    data: bytes, *, sample_rate_hz: int, crop_frames: int, position: float, frames: int | None = None
+    data: bytes,
+    *,
+    sample_rate_hz: int,
+    crop_frames: int,
+    position: float,
+    frames: int | None = None,
+    short_clips: ShortClips = "pad",
 ) -> Wave:
     """A mono crop of shape (crop_frames,) at `sample_rate_hz`, in [-1, 1]; only the crop is decoded.
 
@@ -106,9 +113,10 @@ def decode_crop(
         data: a whole audio file.
         sample_rate_hz: rate of the crop; resampled when the file's differs.
         crop_frames: length of the crop at that rate.
-        position: in [0, 1): where the crop starts among all its possible starts. A clip shorter than the crop is
-            zero-padded, and `position` places the clip inside the crop.
+        position: in [0, 1): where the crop starts among all its possible starts.
         frames: how many frames the file holds, at its own rate, where the index knows; else the header's count.
+        short_clips: what becomes of a clip that is shorter than the crop. "pad": it lies in silence, where `position`
+            says. "repeat": it is repeated end to end, and `position` says where in it the crop begins.
 
     Raises:
         DecodeError: unreadable, empty, truncated, or NaN or infinity inside the crop.
@@ -121,7 +129,7 @@ def decode_crop(
             wave, rate_hz = _read_at(file, start, min(part, total)), file.samplerate
     except Unreadable:  # or not to be sought in, as GSM and some MP3
         wave, rate_hz = _crop_in_passing(data, sample_rate_hz, crop_frames, position, frames)
-    return _fit(within_range(resample(to_mono(wave), rate_hz, sample_rate_hz)), crop_frames, position)
+    return _fit(within_range(resample(to_mono(wave), rate_hz, sample_rate_hz)), crop_frames, position, short_clips)
 
 
 def _crop_in_passing(
@@ -349,9 +357,11 @@ def _promised_seconds(data: bytes) -> float:
     return info.frames / info.sample_rate_hz
 
 
-def _fit(wave_T: Wave, crop_frames: int, position: float) -> Wave:
+def _fit(wave_T: Wave, crop_frames: int, position: float, short_clips: ShortClips) -> Wave:
     if len(wave_T) >= crop_frames:
         return np.ascontiguousarray(wave_T[:crop_frames])
+    if short_clips == "repeat":
+        return np.resize(np.roll(wave_T, -int(position * len(wave_T))), crop_frames)
     crop = np.zeros(crop_frames, np.float32)
     start = int(position * (crop_frames - len(wave_T) + 1))
     crop[start : start + len(wave_T)] = wave_T

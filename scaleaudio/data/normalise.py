@@ -21,7 +21,7 @@ def with_constants(config: FrontendConfig, stream: Stream) -> FrontendConfig:
     if config.mean is not None:
         return config
     frontend = config.build()
-    num_batches = min(stream.steps_per_epoch, -(-_NUM_CLIPS // stream.order.global_batch))
+    num_batches = min(stream.steps_per_epoch, -(-_NUM_CLIPS // stream.config.global_batch))
     total, square, count = 0.0, 0.0, 0
     batches = stream.batches(0)
     for batch in islice(batches, num_batches):

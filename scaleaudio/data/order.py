@@ -91,23 +91,23 @@ class Order:
         """Samples of one lane in one epoch."""
         return self.steps_per_epoch * self.lane_batch
 
-    def slots(self, lanes: range) -> Integers:
-        """The rows of the global batch that `lanes` fill, lane after lane."""
-        return np.arange(lanes.start * self.lane_batch, lanes.stop * self.lane_batch, dtype=np.int64)
-
     def samples(self, step: int, lanes: range) -> Integers:
         """The sample numbers that `lanes` read at `step`, in slot order; shape (len(lanes) * lane_batch,)."""
         epoch, row = divmod(step, self.steps_per_epoch)
         place = row * self.lane_batch + np.arange(self.lane_batch)
         return self._numbers(epoch, np.repeat(np.asarray(lanes), self.lane_batch), np.tile(place, len(lanes)))
 
-    def windows(self, lane: int, start_step: int) -> Iterator[Integers]:
-        """What `lane` reads from `start_step` on, window by window and epoch after epoch, without end.
+    def sample(self, lane: int, taken: int) -> int:
+        """The sample number that `lane` reads once it has read `taken`."""
+        epoch, place = divmod(taken, self.lane_samples)
+        return int(self._numbers(epoch, np.asarray([lane]), np.asarray([place]))[0])
 
-        The first piece is what is left of the window in which `start_step` lies.
+    def windows(self, lane: int, taken: int) -> Iterator[Integers]:
+        """What `lane` reads once it has read `taken` samples, window by window and epoch after epoch, without end.
+
+        The first piece is what is left of the window in which the next sample lies.
         """
-        start_epoch, row = divmod(start_step, self.steps_per_epoch)
-        place = row * self.lane_batch
+        start_epoch, place = divmod(taken, self.lane_samples)
         for epoch in count(start_epoch):
             while place < self.lane_samples:
                 end = int(self._window(np.asarray([lane]), np.asarray([place]))[2][0])

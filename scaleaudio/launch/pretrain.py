@@ -16,8 +16,8 @@ from typing import Any
 from scaleaudio import __version__, checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data import storage
+from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.normalise import with_constants
-from scaleaudio.data.stream import check_fingerprint
 from scaleaudio.errors import RunFailed
 from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import run_folder
@@ -58,9 +58,10 @@ def pretrain(
         RunFailed: when training stopped for good; the newest checkpoint stays.
     """
     began = time.time()
-    given = {"data.url": config.data.url, "the run folder": run_url}
+    given = {"the run folder": run_url}
+    given |= {f"data.sources.{name}" if name else "data.url": url for name, url in config.data.urls.items()}
     run_url = storage.absolute(run_url)
-    data = config.data.model_copy(update={"url": storage.absolute(config.data.url)})
+    data = config.data.located(storage.absolute)
     clusters.check_engine(config.launch)
     stream = config.build_stream()
     _check_probe(config)
@@ -71,7 +72,7 @@ def pretrain(
         config = run_folder.resume_config(config, run_url)
         done = checkpoint.newest_meta(run_url)
         if done is not None:
-            check_fingerprint(done.fingerprint, stream.fingerprint())
+            check_fingerprint(done.fingerprint, stream.fingerprint(), done.step)
             whole = checkpoint.newest(run_url) if done.step >= config.schedule.steps else None
             if whole is not None and whole[0].step >= config.schedule.steps:  # a torn last one is made again
                 return Outcome(run_url, done.step, finished=True)

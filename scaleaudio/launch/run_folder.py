@@ -15,7 +15,18 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 
 # How the run is carried out, not what it learns: may differ when a run goes on.
-_FREE = ("launch.", "checkpoint.", "data.url", "data.num_", "data.read_ahead", "data.fetch_ahead", "data.max_bad")
+# Sources and mixture are for the stream's fingerprint to judge: they may change from a later step on.
+_FREE = (
+    "launch.",
+    "checkpoint.",
+    "data.url",
+    "data.sources",
+    "data.mixture",
+    "data.num_",
+    "data.read_ahead",
+    "data.fetch_ahead",
+    "data.max_bad",
+)
 
 
 def resume_config(config: Config, run_url: str) -> Config:

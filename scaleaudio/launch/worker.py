@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from scaleaudio import bundle, checkpoint
 from scaleaudio.config import Config
-from scaleaudio.data.stream import Stream, check_fingerprint
+from scaleaudio.data.fingerprint import check_fingerprint
+from scaleaudio.data.stream import Stream
 from scaleaudio.objectives import gather
 from scaleaudio.report.runlog import RunLog
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
@@ -130,7 +131,7 @@ class _Run:
             raise OSError(f"{self._url}: the workers read checkpoints of different steps: {steps}")
         if found is not None:
             meta, tensors, _ = found
-            check_fingerprint(meta.fingerprint, self._stream.fingerprint())
+            check_fingerprint(meta.fingerprint, self._stream.fingerprint(), meta.step)
             self._engine.load(tensors, meta.step)
             self.step = meta.step
         if self._engine.world.rank == 0:
@@ -186,9 +187,9 @@ class _Run:
 
     def _watched(self, report: StepReport) -> torch.Tensor:
         """Up to about a thousand of the global batch's embeddings, the same on every rank. A collective."""
-        world, order = self._engine.world, self._stream.order
-        stride = -(-order.global_batch // _WATCHED_CLIPS)
-        counts = [-(-count // stride) for count in world.counts(order.lanes, order.lane_batch)]
+        world, data = self._engine.world, self._stream.config
+        stride = -(-data.global_batch // _WATCHED_CLIPS)
+        counts = [-(-count // stride) for count in world.counts(data.lanes, data.lane_batch)]
         return gather(report.stepped.losses.embedding_BD[::stride], world, counts)
 
     def _wants_to_stop(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,14 @@ import torch
 import webdataset
 
 from scaleaudio.data import patience, storage
-from scaleaudio.data.ahead import Lane, crop_positions, threads
+from scaleaudio.data.ahead import Feed, Lane, Source, crop_positions, threads
 from scaleaudio.data.fetch import Fetcher
+from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.order import Order
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.scan import index as make_index
-from scaleaudio.data.stream import DataConfig, Stream, check_fingerprint
+from scaleaudio.data.stream import DataConfig, Stream
 from scaleaudio.errors import InputError
 from scaleaudio.types import Batch, World
 
@@ -98,7 +100,7 @@ def test_each_row_is_the_crop_of_its_clip_at_the_drawn_position(shards: Path, gl
     assert stream.crop_frames == 400
     for batch in read(stream, 5):
         assert batch.wave_BT.shape == (global_batch, 400) and batch.wave_BT.dtype == torch.float32
-        assert batch.key_B == tuple(f"k{number}" for number in stream.order.samples(batch.step, range(4)))
+        assert batch.key_B == tuple(f"k{number}" for number in stream.mixture.orders[0].samples(batch.step, range(4)))
         positions = crop_positions(5, batch.step, global_batch)
         for slot, key, wave_T in zip(batch.slot_B, batch.key_B, batch.wave_BT, strict=True):
             wave = ramp(int(key[1:]))
@@ -237,7 +239,7 @@ def test_a_lane_asks_for_its_windows_only_a_little_ahead(shards: Path) -> None:
     windows = (np.arange(next(asked) * 10, 60)[:10] for _ in range(6))
     fetcher = Fetcher(ShardIndex.load(str(shards)), chunk_samples=4)
     with threads(1, 1, fetcher) as (readers, _):
-        lane = Lane(windows, fetcher, readers)
+        lane = Lane(repeat(0), [Feed(Source("", Order(60, 4, 2), fetcher), windows, readers)])
         assert [clip.number for clip in lane.take(3, steps_ahead=2)] == [0, 1, 2]
         assert next(asked) == 1  # nine clips are in the first window
 
@@ -267,12 +269,14 @@ def test_crop_positions_are_those_that_saved_checkpoints_count_on() -> None:
 def test_going_on_in_another_stream_is_refused_by_key_and_both_values(shards: Path, key: str, value: float) -> None:
     saved, current = open_stream(shards).fingerprint(), open_stream(shards, **{key: value}).fingerprint()
     with pytest.raises(InputError, match=f"{key} was {saved[key]} and is now {value}. Set"):
-        check_fingerprint(saved, current)
+        check_fingerprint(saved, current, 5)
 
 
 def test_the_fingerprint_leaves_out_what_does_not_change_the_order(shards: Path) -> None:
     saved = open_stream(shards).fingerprint()
-    check_fingerprint(saved, open_stream(shards, World(1, 3), num_threads=7, read_ahead=1, fetch_ahead=0).fingerprint())
+    check_fingerprint(
+        saved, open_stream(shards, World(1, 3), num_threads=7, read_ahead=1, fetch_ahead=0).fingerprint(), 5
+    )
 
 
 def test_the_fingerprint_changes_with_the_shards(shards: Path) -> None:
@@ -280,12 +284,126 @@ def test_the_fingerprint_changes_with_the_shards(shards: Path) -> None:
     (shards / "0.tar").unlink()
     make_index(str(shards), replace=True)
     with pytest.raises(InputError, match="index was "):
-        check_fingerprint(saved, open_stream(shards).fingerprint())
+        check_fingerprint(saved, open_stream(shards).fingerprint(), 5)
 
 
 def test_a_key_that_an_older_checkpoint_lacks_is_named() -> None:
     with pytest.raises(InputError, match="lanes was None and is now 8"):
-        check_fingerprint({"seed": 1}, {"seed": 1, "lanes": 8})
+        check_fingerprint({"seed": 1}, {"seed": 1, "lanes": 8}, 5)
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """Another source of 20 clips."""
+    folder = tmp_path / "second"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "0.tar")) as tar:
+        for number in range(20):
+            tar.write({"__key__": f"s{number}", "flac": flac(number)})
+    make_index(str(folder))
+    return folder
+
+
+def mixed(folders: dict[str, Path], *phases: dict[str, object], **keys: int | float) -> Stream:
+    sources = {name: str(folder) for name, folder in folders.items()}
+    numbers = {"global_batch": 12, "lanes": 4, "chunk_samples": 4, "window_samples": 10, "max_bad_fraction": 1.0}
+    config = DataConfig(sources=sources, mixture=phases, **(numbers | keys))
+    indexes = [ShardIndex.load(url) for url in sources.values()]
+    return Stream(config, indexes, seed=5, sample_rate_hz=RATE_HZ, crop_frames=400)
+
+
+def test_a_source_added_later_leaves_what_was_read_and_goes_on_from_the_same_step(shards: Path, second: Path) -> None:
+    alone = open_stream(shards)
+    phases = [{"weights": {"a": 1}}, {"from_step": 6, "weights": {"a": 2, "b": 1}}]
+    both = mixed({"a": shards, "b": second}, *phases)
+    check_fingerprint(alone.fingerprint(), both.fingerprint(), 6)
+    before, after = read(alone, 6), read(both, 12)
+    assert [batch.key_B for batch in after[:6]] == [batch.key_B for batch in before]
+    for batch in after[6:]:
+        assert 2 <= sum(key.startswith("s") for key in batch.key_B) <= 6
+    assert [batch.key_B for batch in read(both, 3, start_step=9)] == [batch.key_B for batch in after[9:]]
+
+
+def test_a_mixture_that_changes_before_the_checkpoint_is_refused_naming_the_phase(shards: Path, second: Path) -> None:
+    folders = {"a": shards, "b": second}
+    saved = mixed(folders, {"weights": {"a": 2, "b": 1}}, {"from_step": 9, "weights": {"a": 1}}).fingerprint()
+    check_fingerprint(saved, mixed(folders, {"weights": {"a": 4, "b": 2}}).fingerprint(), 9)
+    later = mixed(folders, {"weights": {"a": 2, "b": 1}}, {"from_step": 7, "weights": {"b": 1}}).fingerprint()
+    with pytest.raises(InputError, match=r"mixture from step 9 was \{'source 0.*: 1\} and is now None"):
+        check_fingerprint(saved, later, 10)
+    with pytest.raises(InputError, match=r"mixture from step 7 was None and is now \{'source 1"):
+        check_fingerprint(saved, later, 8)
+    with pytest.raises(InputError, match=r"mixture from step 0 was .*: 2, .*: 1\} and is now"):
+        check_fingerprint(saved, mixed(folders, {"weights": {"a": 1, "b": 1}}).fingerprint(), 1)
+    swapped = {"b": second, "a": shards}  # new sources go to the end: the place decides a source's order
+    with pytest.raises(InputError, match="mixture from step 0 was"):
+        check_fingerprint(saved, mixed(swapped, {"weights": {"a": 2, "b": 1}}).fingerprint(), 1)
+
+
+def test_a_reject_of_a_mixture_names_its_source(shards: Path, second: Path) -> None:
+    (second / "0.tar").unlink()
+    stream = mixed({"a": shards, "b": second}, {"weights": {"a": 11, "b": 1}}, global_batch=24)
+    with pytest.raises(BadDataError, match=r"b/0\.tar, clip s\d+: cannot be read"):
+        read(stream, 2)
+
+
+def test_several_crops_of_a_clip_are_neighbours_in_one_batch_and_lie_at_places_of_their_own(shards: Path) -> None:
+    stream = open_stream(shards, global_batch=24, crops_per_clip=3)
+    assert stream.steps_per_epoch == NUM_SAMPLES // 8
+    batches = read(stream, stream.steps_per_epoch)
+    for batch in batches:
+        assert (batch.global_batch, batch.lane_batch, len(batch.key_B)) == (24, 6, 24)
+        positions = crop_positions(5, batch.step, 24)
+        for key, wave_T, position in zip(batch.key_B, batch.wave_BT, positions, strict=True):
+            wave = ramp(int(key[1:]))
+            start = int(position * (len(wave) - 400 + 1))
+            assert np.array_equal(wave_T.numpy(), wave[start : start + 400])
+        assert batch.key_B[::3] == batch.key_B[1::3] == batch.key_B[2::3]
+    keys = [key for batch in batches for key in batch.key_B[::3]]
+    assert len(set(keys)) == len(keys) == NUM_SAMPLES - stream.remainder
+    assert torch.cat(
+        [b.wave_BT for b in read(open_stream(shards, World(1, 2), global_batch=24, crops_per_clip=3), 2)]
+    ).equal(torch.cat([batch.wave_BT[12:] for batch in batches[:2]]))
+
+
+def test_clips_shorter_than_the_crop_are_repeated_where_the_config_says_so(shards: Path) -> None:
+    config = open_stream(shards).config.model_copy(update={"short_clips": "repeat"})
+    stream = Stream(config, ShardIndex.load(str(shards)), seed=5, sample_rate_hz=RATE_HZ, crop_frames=5000)
+    batch = read(stream, 1)[0]
+    for key, wave_T, position in zip(batch.key_B, batch.wave_BT.numpy(), crop_positions(5, 0, 12), strict=True):
+        wave = ramp(int(key[1:]))
+        start = int(position * len(wave))
+        assert np.array_equal(wave_T, np.tile(wave, 7)[start : start + 5000])
+    padded = Stream(
+        open_stream(shards).config, ShardIndex.load(str(shards)), seed=5, sample_rate_hz=RATE_HZ, crop_frames=5000
+    )
+    with pytest.raises(InputError, match="short_clips was pad and is now repeat"):
+        check_fingerprint(padded.fingerprint(), stream.fingerprint(), 1)
+
+
+def test_a_checkpoint_from_before_mixtures_goes_on(shards: Path) -> None:
+    current = open_stream(shards).fingerprint()
+    [[_, [[_, index, _]]]] = current["mixture"]
+    old = {key: value for key, value in current.items() if key not in ("mixture", "crops_per_clip", "short_clips")}
+    check_fingerprint(old | {"index": index}, current, 5)
+    with pytest.raises(InputError, match=f"index was 00 and is now {index}"):
+        check_fingerprint(old | {"index": "00"}, current, 5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "expected url .* or sources"),
+        ({"url": "x", "sources": {"a": "y"}}, "and not both"),
+        ({"sources": {"a": "y"}, "mixture": [{"weights": {"b": 1}}]}, r"weighs \['b'\], which sources does not name"),
+        ({"url": "x", "mixture": [{"from_step": 2}]}, r"expected from_step 0 first, then rising; got \[2\]"),
+        ({"url": "x", "crops_per_clip": 3}, "crops_per_clip 3 does not divide the 16 crops"),
+        ({"sources": {"a": "s3://key:secret@host/b"}}, "password"),
+    ],
+)
+def test_sources_and_crops_that_do_not_fit_are_refused(keys: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, InputError), match=message):
+        DataConfig(**keys)
 
 
 def test_lanes_that_do_not_divide_the_batch_are_refused() -> None:
