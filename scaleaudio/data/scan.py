@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from scaleaudio.data.index import (
     SHARD_SCHEMA,
     write_table,
 )
+from scaleaudio.data.patience import Patience
 from scaleaudio.data.shards import crc32_hex, shard_row
 from scaleaudio.data.tars import DamagedTar, Entry, Hashed, printable
 from scaleaudio.errors import DecodeError, InputError
@@ -82,12 +84,15 @@ def index(
         raise InputError(
             f'"{folder}" has an {INDEX_NAME} already. Replace it with --replace, or write elsewhere with --out'
         )
+    patience = Patience()
     rows: list[dict[str, Any]] = []
     rejects = [(printable(_name(url, packed, out)), COMPRESSED) for packed in compressed]
     for entry in track(entries, "index", disable=not progress):
         name = _name(url, entry.url, out)
         try:
-            scan, num_bytes, checksum = _scan(entry.url, headers_only)
+            scan, num_bytes, checksum = patience.read(
+                partial(_scan, entry.url, headers_only), remote=not storage.is_local(entry.url), num_bytes=entry.size
+            )
         except DamagedTar as error:
             rejects.append((printable(name), f"damaged tar: {error}"))
             continue

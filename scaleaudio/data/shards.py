@@ -19,6 +19,7 @@ from rich.progress import track
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
 from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, ShardIndex, span_fault, write_table
+from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
 
 BLOCK_BYTES = 1 << 20
@@ -173,7 +174,11 @@ def _verify_shard(shards: ShardIndex, shard: int) -> list[Damage]:
     name = row["shard"]
     try:
         samples = shards.samples(shard).to_pylist()
-        num_bytes, checksum = _size_and_sha256(url, whole=row["checksum"] is not None)
+        num_bytes, checksum = Patience().read(
+            lambda: _size_and_sha256(url, whole=row["checksum"] is not None),
+            remote=not storage.is_local(url),
+            num_bytes=row["num_bytes"],
+        )
     except FileNotFoundError:
         return [Damage(name, "", "missing")]
     except (InputError, OSError) as error:

@@ -52,8 +52,10 @@ def absolute(url: str) -> str:
     return url if _SCHEME.match(url) else str(Path(url).expanduser().absolute())
 
 
-def open_url(url: str) -> tuple[Any, str]:
+def open_url(url: str, *, reading: bool = False) -> tuple[Any, str]:
     """The (pyarrow FileSystem, path inside it) that `url` names; nothing is read yet.
+
+    Reading gives up after a quarter of a minute, so that who reads decides about more; all else tries for minutes.
 
     `AWS_ENDPOINT_URL` in the environment names the server of `s3://` urls that give no `endpoint_override` themselves.
 
@@ -76,7 +78,7 @@ def open_url(url: str) -> tuple[Any, str]:
     root, path = _split_root(_with_endpoint(url))
     if match[1].lower() == "file":
         return _local_filesystem(), path
-    filesystem, prefix = _remote_filesystem(root)
+    filesystem, prefix = _remote_filesystem(root, reading)
     return filesystem, prefix + path
 
 
@@ -186,7 +188,7 @@ def open_input(url: str) -> Any:
     Raises:
         OSError: naming the url, when it cannot be opened.
     """
-    filesystem, path = open_url(url)
+    filesystem, path = open_url(url, reading=True)
     try:
         return filesystem.open_input_file(path)
     except UnicodeEncodeError:
@@ -283,9 +285,9 @@ def _split_root(url: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=16)
-def _remote_filesystem(root: str) -> tuple[Any, str]:
+def _remote_filesystem(root: str, reading: bool) -> tuple[Any, str]:
     try:
-        filesystem, prefix = fs.FileSystem.from_uri(root)
+        filesystem, prefix = (_s3_reader(root) if reading else None) or fs.FileSystem.from_uri(root)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise InputError(f'"{root}": {error}') from error
     return filesystem, prefix.rstrip("/")
@@ -293,6 +295,21 @@ def _remote_filesystem(root: str) -> tuple[Any, str]:
 
 def _is_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
+
+
+def _s3_reader(root: str) -> tuple[Any, str] | None:
+    """As from_uri makes it, but for retries: a process that ends has to wait for all that are under way.
+
+    None where the address has options of which nothing is known here.
+    """
+    scheme, _, rest = root.partition("://")
+    bucket, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if scheme != "s3" or not bucket or options.keys() - {"region", "scheme", "endpoint_override"}:
+        return None
+    if not options.keys() & {"region", "endpoint_override"}:
+        options["region"] = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=4)), bucket
 
 
 @lru_cache(maxsize=1)

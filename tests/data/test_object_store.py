@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +121,26 @@ def test_who_stops_the_stream_does_not_wait_for_a_stalled_read(gate: Gate) -> No
     fetcher.stop()
     waiting.join(5)
     assert not waiting.is_alive() and time.monotonic() - began < 2
+
+
+ENDS = """
+import sys
+from scaleaudio.data import storage
+from scaleaudio.data.patience import Patience
+
+try:
+    Patience(1, 2).read(lambda: storage.read_bytes(sys.argv[1]), remote=True)
+except OSError as error:
+    print("gave up:", error)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_ends_although_storage_never_answered(gate: Gate) -> None:
+    gate.stall(1000)
+    command = [sys.executable, "-c", ENDS, "s3://clips/in/0.tar"]
+    done = subprocess.run(command, timeout=60, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.startswith("gave up: no answer in 1 s")
 
 
 def test_what_time_will_not_mend_is_tried_only_twice_and_the_rest_until_the_deadline(
