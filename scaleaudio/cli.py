@@ -372,3 +372,32 @@ def bench_plan(
         print(json.dumps(result, indent=1))
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(plan_table(result))
+
+
+@bench_app.command("adversary")
+def bench_adversary(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="steps of each kind that are timed, in turns")] = 10,
+    only: Annotated[str, typer.Option(help="kinds whose name holds this")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="of torch, without a GPU")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Measure a training step with every kind of negatives against the step without them."""
+    from dataclasses import asdict
+
+    import torch
+    from rich.console import Console
+
+    from scaleaudio.bench import adversary
+    from scaleaudio.config import load, parse_overrides
+
+    torch.set_num_threads(threads)
+    loaded = load(config, parse_overrides(overrides or []))
+    arms = {name: arm for name, arm in adversary.arms(loaded).items() if only in name or name == adversary.BASELINE}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    costs = adversary.measure(arms, loaded.data, loaded.optimizer, rounds=rounds, device=device)
+    if as_json:
+        print(json.dumps([asdict(cost) for cost in costs], indent=1))
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(adversary.table(costs, device))
