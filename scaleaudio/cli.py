@@ -355,6 +355,26 @@ def show_negatives(
         print(path)
 
 
+@show_app.command("lanes")
+def show_lanes(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    workers: Annotated[str, typer.Option(help="how many workers, one number after the other")] = "4,3",
+    step: Annotated[int, typer.Option(min=0, help="the first step to draw")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file")] = Path("lanes.png"),
+) -> None:
+    """Draw which worker reads which samples before and after their number changes."""
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.report.lanes import draw_lanes
+
+    sizes = [int(word) if word.isdecimal() else 0 for word in workers.split(",")]
+    if not all(sizes):
+        raise InputError(f"--workers {workers!r}: expected numbers of workers, such as 4,3")
+    stream = load(config, parse_overrides(overrides or [])).build_stream()
+    draw_lanes(stream.mixture, list(stream.config.urls), out, workers=sizes, start_step=step)
+    print(out)
+
+
 @bench_app.command("plan")
 def bench_plan(
     shards: Annotated[int, typer.Option(min=1, help="how many shards of 1,000 samples")] = 1_000_000,
