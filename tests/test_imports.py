@@ -12,7 +12,19 @@ from tiny import config
 from scaleaudio import bundle
 
 HEAVY = {"ray", "deepspeed", "webdataset", "pyarrow", "sklearn", "pandas", "timm", "torchvision", "matplotlib"}
-CORE = ["types", "frontend", "views", "negatives", "encoders", "objectives", "schedule", "task", "train", "bundle"]
+CORE = [
+    "types",
+    "frontend",
+    "views",
+    "negatives",
+    "encoders",
+    "objectives",
+    "schedule",
+    "task",
+    "train",
+    "bundle",
+    "bench.plan",
+]
 
 
 def loaded_after(code: str) -> set[str]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaleaudio.data.mixture import Mixture, Phase, PhaseConfig, make_mixture
 from scaleaudio.data.order import Order
+from scaleaudio.data.stream import DataConfig
 from scaleaudio.errors import InputError
 
 SHAPE = {"chunk_samples": 4, "window_samples": 9, "seed": 3}
@@ -148,6 +151,13 @@ def test_a_mixture_that_cannot_be_is_refused_by_name(phase: PhaseConfig, message
 def test_weights_that_are_none_are_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PhaseConfig(weights=weights)
+
+
+def test_the_example_of_the_documentation_is_a_config_and_mixes_as_it_says() -> None:
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    config = DataConfig(**yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["data"])
+    sizes = dict.fromkeys(config.sources, 10_000)
+    assert [phase.build(sizes).weights for phase in config.mixture] == [(2, 1, 0), (2, 2, 1)]
 
 
 def test_a_source_of_small_weight_comes_little_but_often() -> None:
