@@ -28,6 +28,7 @@ def shapes(draw: st.DrawFn, at_most: int) -> dict[str, int]:
     lanes = draw(st.integers(1, min(6, at_most)))
     lane_clips = draw(st.integers(1, max(min(3, at_most // lanes), 1)))
     return {
+        "seed": draw(st.integers(0, 2**31)),
         "crops_per_clip": crops,
         "lanes": lanes,
         "global_batch": crops * lanes * lane_clips,

@@ -38,7 +38,9 @@ def write_shards(folder: Path, counts: Sequence[int] = COUNTS, name: str = "k") 
     return ShardIndex.load(str(folder))
 
 
-def open_stream(index: ShardIndex | Sequence[ShardIndex], world: World | None = None, **keys: Any) -> Stream:
+def open_stream(
+    index: ShardIndex | Sequence[ShardIndex], world: World | None = None, *, seed: int = 11, **keys: Any
+) -> Stream:
     """A stream over one source, or over several whose names are a, b, c."""
     numbers = {"global_batch": 16, "lanes": 8, "chunk_samples": 5, "window_samples": 7}
     single = isinstance(index, ShardIndex)
@@ -46,7 +48,7 @@ def open_stream(index: ShardIndex | Sequence[ShardIndex], world: World | None = 
     return Stream(
         DataConfig(**(where | numbers | keys)),
         index,
-        seed=11,
+        seed=seed,
         sample_rate_hz=RATE_HZ,
         crop_frames=round(0.08 * RATE_HZ),
         world=world,
