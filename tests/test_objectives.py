@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,20 @@ def test_infonce_adds_up_several_negatives_of_the_clips_that_have_them() -> None
             total = extra[way, i] + sum(torch.exp(s(one[i], other[j]) / 0.5) for j in range(B))
             losses.append(-torch.log(torch.exp(s(one[i], other[i]) / 0.5) / total))
     torch.testing.assert_close(InfoNCE(config)(Pairs(a, p, SOME), ONE, [B]), torch.stack(losses).mean())
+
+
+def test_with_a_margin_infonce_pushes_a_negative_no_further_than_that_below_the_positive() -> None:
+    a = torch.eye(B, D, dtype=torch.float64)
+    for distance, pushed in ((0.1, True), (0.4, False)):  # s(a,p) = 1, s(a,n) = 1 - distance
+        n = (
+            (1 - distance) * a + (1 - (1 - distance) ** 2) ** 0.5 * torch.eye(D, dtype=torch.float64)[D - 1]
+        ).requires_grad_()
+        loss = InfoNCE(InfoNCEConfig(negative_margin=0.2))(Pairs(a, a, against(n, ALL)), ONE, [B])
+        loss.backward()
+        assert n.grad is not None and (n.grad.abs().max() > 1e-4) == pushed
+        similarity = max(1 - distance, 0.8)
+        total = math.exp(1 / 0.15) + B - 1 + 8 * math.exp(similarity / 0.15)
+        assert float(loss.detach()) == pytest.approx(math.log(total) - 1 / 0.15)
 
 
 def test_byols_hinge_is_the_mean_over_a_clips_negatives() -> None:

@@ -1,6 +1,9 @@
 """InfoNCE (arXiv 1807.03748, symmetric as in arXiv 2002.05709) with adversarial negatives in its denominator.
 
--log exp(s(a,p)/t) / [ sum over all clips' p of exp(s(a,p)/t) + weight * sum_n exp(alpha s(a,n)/t) ],  and a <-> p
+    -log exp(s(a,p)/t) / [ sum over all clips' p of exp(s(a,p)/t) + weight * sum_n exp(alpha s(a,n)/t) ],  and a <-> p
+
+That pushes a negative as far away as any other clip. With `negative_margin` m, max(s(a,n), sg s(a,p) - m) stands for
+s(a,n), so that a negative which is m less similar than the positive is pushed no further.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ class InfoNCEConfig(AgainstNegatives):
     temperature: Annotated[float, Field(gt=0)] = 0.15
     alpha: Annotated[float, Field(ge=0, description="scales a negative's similarity")] = 1.0
     negative_weight: Annotated[float, Field(gt=0, description="how many other clips one negative counts as")] = 8.0
+    negative_margin: Annotated[
+        float | None,
+        Field(ge=0, le=2, description="how far below the positive a negative is pushed; null: without end"),
+    ] = None
     projector: HeadConfig = HeadConfig()
     needs_target: ClassVar[bool] = False
 
@@ -61,9 +68,11 @@ class InfoNCE(nn.Module):
         own_B = torch.arange(len(a_BD), device=a_BD.device) + sum(counts[: world.rank])
         positive_B = logits_BG.gather(1, own_B[:, None]).squeeze(1)
         if against is not None:
-            negative_MP = math.log(config.negative_weight) + (
-                config.alpha * against.similarity(pairs.anchor_BD, config.negative_gradient) / config.temperature
-            )
+            similarity_MP = against.similarity(pairs.anchor_BD, config.negative_gradient)
+            if config.negative_margin is not None:
+                reached_B = config.temperature * positive_B.detach() - config.negative_margin
+                similarity_MP = torch.maximum(similarity_MP, reached_B[against.clip_M][:, None])
+            negative_MP = math.log(config.negative_weight) + config.alpha * similarity_MP / config.temperature
             none_BP = logits_BG.new_full((len(a_BD), negative_MP.shape[1]), -math.inf)
             negative_BP = none_BP.index_copy(0, against.clip_M, negative_MP.masked_fill(~against.valid_MP, -math.inf))
             logits_BG = torch.cat([logits_BG, negative_BP], dim=1)
