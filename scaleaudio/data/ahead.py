@@ -190,7 +190,8 @@ class Cropper:
             return member.key
         raise BadDataError(
             f"{reject.shard}, clip {reject.key}: {reject.reason}; and none of {MAX_REPLACEMENTS} other clips could be "
-            "used in its place. Check the data: scaleaudio shards verify URL"
+            "used in its place. Check the data: scaleaudio shards verify URL",
+            (reject,),
         )
 
     def _fill(self, rows_KT: NDArray[np.float32], source: Source, member: Member, positions_K: list[float]) -> None:

@@ -13,7 +13,12 @@ _FEWEST_CLIPS = 1000
 
 
 class BadDataError(ValueError):
-    """More of the data is unusable than data.max_bad_fraction allows."""
+    """More of the data is unusable than data.max_bad_fraction allows; `rejects` are those that no batch could name."""
+
+    def __init__(self, message: str, rejects: tuple[Reject, ...]) -> None:
+        """Stops for the reason in `message`."""
+        super().__init__(message)
+        self.rejects = rejects
 
 
 class Tally:
@@ -41,6 +46,7 @@ class Tally:
                 clips so far, or of the first 1000 (of an epoch, where that is less).
         """
         self._num_clips += num_clips
+        rejects = tuple(rejects)
         for reject in rejects:
             kind = re.sub(r"\d+", "#", reject.reason)
             self._counts[kind] += 1
@@ -50,7 +56,8 @@ class Tally:
             raise BadDataError(
                 f"{num_bad} of {self._num_clips} clips are unusable, more than data.max_bad_fraction "
                 f"{self._max_bad_fraction:g} allows: {self._reasons()}. Repair the shards "
-                "(scaleaudio shards verify URL) or raise data.max_bad_fraction."
+                "(scaleaudio shards verify URL) or raise data.max_bad_fraction.",
+                rejects,
             )
 
     def _reasons(self) -> str:

@@ -31,7 +31,8 @@ class DataConfig(Settings):
     """Which clips are read, and how they are put into batches."""
 
     url: str | None = Field(
-        None, description="folder of shards and their index.parquet: a path, or s3://, gs://, abfs://, hdfs://"
+        None,
+        description="folder of shards and their index.parquet: a path, or s3://, https://, gs://, abfs://, hdfs://",
     )
     sources: dict[str, str] = Field(
         default_factory=dict, description="several such folders by name, in place of url; new ones go to the end"
@@ -103,10 +104,10 @@ class DataConfig(Settings):
         return self.sources or {"": str(self.url)}
 
     def located(self, place: Callable[[str], str]) -> DataConfig:
-        """The same with `place` of each url."""
-        if self.url is not None:
-            return self.model_copy(update={"url": place(self.url)})
-        return self.model_copy(update={"sources": {name: place(url) for name, url in self.sources.items()}})
+        """The same with `place` of each url, and of the cache's folder."""
+        update: dict[str, Any] = {"sources": {name: place(url) for name, url in self.sources.items()}}
+        update |= {key: place(path) for key in ("url", "cache_dir") if (path := getattr(self, key)) is not None}
+        return self.model_copy(update=update)
 
     def build_fetcher(self, index: ShardIndex) -> Fetcher:
         """What reads the samples of `index`, as patiently as these settings say."""

@@ -66,10 +66,12 @@ def entries(file: Any, num_bytes: int) -> Iterator[Entry]:
                 yield Entry(printable(member.name), member.offset_data, member.size, _fault(member))
                 headers.begin_member()
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        if isinstance(error, DamagedTar):
-            raise
-        raise DamagedTar(_packed(file) or printable(str(error)) or type(error).__name__) from error
+    except DamagedTar:
+        raise
+    except tarfile.TarError as error:
+        raise DamagedTar(_packed(file) or printable(str(error))[:200]) from error
+    except (EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        raise DamagedTar(_packed(file) or f"a header that makes no sense: {printable(str(error))[:200]}") from error
     _check_end(file, end)
 
 

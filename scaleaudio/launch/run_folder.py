@@ -26,6 +26,9 @@ _FREE = (
     "data.read_ahead",
     "data.fetch_ahead",
     "data.max_bad",
+    "data.stall_",
+    "data.read_deadline",
+    "data.cache_",
 )
 
 

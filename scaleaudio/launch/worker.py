@@ -16,9 +16,10 @@ import torch.distributed as dist
 from scaleaudio import bundle, checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
+from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.objectives import gather
-from scaleaudio.report.runlog import RunLog
+from scaleaudio.report.runlog import RunLog, leave_rejects
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
 from scaleaudio.types import Losses, Reject, World
 
@@ -142,6 +143,14 @@ class _Run:
 
     def train(self, start_step: int) -> str | None:
         """Trains to the end; gives the reason where the run had to stop for good."""
+        try:
+            return self._train(start_step)
+        except BadDataError as error:
+            unsaved = self._rejects + [(self.step, reject) for reject in error.rejects]
+            leave_rejects(self._url, self._engine.world.rank, unsaved)
+            raise
+
+    def _train(self, start_step: int) -> str | None:
         config, interval = self._config, _Interval()
         for report in fit(self._engine, self._stream.batches(start_step)):
             self.step = report.step + 1

@@ -22,6 +22,7 @@ from scaleaudio.types import Reject
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 REJECTS = "rejects.parquet"
+_LEFT = "rejects-of-worker-"
 _SCHEMA = pa.schema([("step", pa.int64()), ("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
 
 
@@ -38,6 +39,7 @@ class RunLog:
         self._folder = Path(storage.open_url(run_url)[1] if self._scratch is None else self._scratch.name)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.warnings: list[str] = []
+        self._left = _left_rejects(run_url)
         metrics = self._usable_lines(METRICS, start_step)
         self._replace(METRICS, [record for record in metrics if record.get("step", 0) < start_step])
         self._replace(EVENTS, self._usable_lines(EVENTS, start_step))
@@ -82,12 +84,14 @@ class RunLog:
 
     def add_rejects(self, rejects: list[tuple[int, Reject]]) -> None:
         """Adds clips that had to be replaced, with their steps."""
-        self._rejects += [{"step": step, "shard": r.shard, "key": r.key, "reason": r.reason} for step, r in rejects]
+        self._rejects += _reject_rows(rejects)
 
     def flush(self) -> None:
         """Makes everything so far visible in the run folder."""
         self._board.flush()
         write_table(str(self._folder / REJECTS), self._rejects, _SCHEMA)
+        while self._left:  # what they held is in the table now, or its steps are taken again
+            storage.delete_tree(self._left.pop())
         if self._scratch is not None:
             for path in self._folder.rglob("*"):
                 if path.is_file():
@@ -102,6 +106,19 @@ class RunLog:
             self._scratch.cleanup()
 
 
+def leave_rejects(run_url: str, rank: int, rejects: list[tuple[int, Reject]]) -> None:
+    """Writes down what a worker has not handed to the log when it stops because of it; `read_rejects` finds it."""
+    write_table(storage.join(run_url, f"{_LEFT}{rank}.parquet"), _reject_rows(rejects), _SCHEMA)
+
+
+def _reject_rows(rejects: list[tuple[int, Reject]]) -> list[dict[str, Any]]:
+    return [{"step": step, "shard": r.shard, "key": r.key, "reason": r.reason} for step, r in rejects]
+
+
+def _left_rejects(run_url: str) -> list[str]:
+    return [url for url in storage.list_files(run_url, ".parquet") if url.rpartition("/")[2].startswith(_LEFT)]
+
+
 def read_metrics(run_url: str) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl, oldest first; damaged lines are left out."""
     return _read_lines(storage.join(run_url, METRICS))[0]
@@ -113,14 +130,18 @@ def read_events(run_url: str) -> list[dict[str, Any]]:
 
 
 def read_rejects(run_url: str) -> list[dict[str, Any]]:
-    """The rows of a run's rejects.parquet.
+    """The rows of a run's rejects.parquet, and of what workers left beside it when they stopped.
 
     Raises:
         InputError: when it is damaged.
     """
     url = storage.join(run_url, REJECTS)
-    if not storage.exists(url):
-        return []
+    rows = _reject_table(url) if storage.exists(url) else []
+    left = [row for other in _left_rejects(run_url) for row in _reject_table(other)]
+    return rows + sorted(left, key=lambda row: int(row["step"]))
+
+
+def _reject_table(url: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_table(url, _SCHEMA, missing=lambda: f"{url}: gone").to_pylist()
     return rows
 

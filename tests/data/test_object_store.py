@@ -247,6 +247,12 @@ def test_a_cached_piece_that_is_damaged_is_read_anew(shards: Path, gate: Gate, t
     assert not [reject for batch in batches for reject in batch.rejects]
 
 
+def test_a_relative_cache_is_the_same_folder_for_every_worker() -> None:
+    located = DataConfig(url="here", cache_dir="cache").located(storage.absolute)
+    assert located.cache_dir == str(Path("cache").absolute()) and located.url == str(Path("here").absolute())
+    assert DataConfig(url="here").located(storage.absolute).cache_dir is None
+
+
 def test_local_shards_are_not_cached(shards: Path, tmp_path: Path) -> None:
     read(str(shards), cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").glob("??/*")) == []

@@ -88,7 +88,7 @@ def strike(folder: Path, kind: str, shard: int, how: object) -> None:
             file.write(data)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(struck=faults, size=st.integers(1, 3))
 def test_any_fault_changes_only_the_samples_that_it_names_and_alike_for_any_number_of_workers(
     clean: Path, struck: list[tuple[str, int, object]], size: int

@@ -8,7 +8,16 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaleaudio.errors import InputError
-from scaleaudio.report.runlog import EVENTS, METRICS, REJECTS, RunLog, read_events, read_metrics, read_rejects
+from scaleaudio.report.runlog import (
+    EVENTS,
+    METRICS,
+    REJECTS,
+    RunLog,
+    leave_rejects,
+    read_events,
+    read_metrics,
+    read_rejects,
+)
 from scaleaudio.types import Reject
 
 
@@ -101,3 +110,13 @@ def test_a_whole_log_has_nothing_to_warn_of(run_url: str) -> None:
     log = RunLog(run_url, 6)
     log.close()
     assert log.warnings == []
+
+
+def test_what_workers_left_when_they_stopped_is_read_and_taken_over(run_url: str) -> None:
+    leave_rejects(run_url, 3, [(12, Reject("d.tar", "late", "empty")), (4, Reject("d.tar", "early", "empty"))])
+    leave_rejects(run_url, 1, [(11, Reject("c.tar", "z", "empty"))])
+    assert [row["key"] for row in read_rejects(run_url)] == ["x", "y", "early", "z", "late"]
+    log = RunLog(run_url, 9)
+    log.close()
+    assert [row["key"] for row in read_rejects(run_url)] == ["x", "y", "early"]
+    assert not list(Path(run_url).glob("rejects-of-worker-*"))
