@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from tiny import GLOBAL_BATCH, INDEPENDENT, LANE_BATCH, batch, config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaleaudio.negatives import (
     Adversary,
@@ -84,6 +85,27 @@ def test_the_search_leaves_no_gradient_and_no_statistic_changed(kind: str) -> No
     assert all(p.grad is None for p in task.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in task.state_dict().items())
     assert all(module.training for module in task.modules())
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses what makes the host wait for the device: reading a number, and shapes that depend on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        by_mask = name == "aten::index.Tensor" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+        assert not by_mask and name.split("::")[1].split(".")[0] not in waits, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_negatives_never_waits_for_the_device(kind: str) -> None:
+    everything = {"objective.negative_on": "both", "objective.negative_margin": 0.2}
+    task = config(KINDS[kind], everything, {"negatives.fraction": 0.5}).build()
+    with NoHostSync():
+        task(batch(task.config)).total.backward()
+    with pytest.raises(AssertionError, match="waits for the device"), NoHostSync():
+        float(torch.zeros(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
