@@ -102,6 +102,7 @@ def synth(
 
 @shards_app.command("build")
 def shards_build(
+    context: typer.Context,
     src: Annotated[str, typer.Argument(help="folder of audio (with labels.csv, if any), or a CSV or Parquet list")],
     out: Annotated[str, typer.Argument(help="folder for tars and index")],
     settings: Annotated[
@@ -109,6 +110,7 @@ def shards_build(
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="keep rows by label column, such as split=train")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="delete an earlier build in OUT")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="spread it over the cluster of RAY_ADDRESS")] = False,
 ) -> None:
     """Turn audio files into WebDataset tars with a Parquet index; an interrupted build goes on."""
     from pydantic import ValidationError
@@ -121,7 +123,12 @@ def shards_build(
         config = BuildConfig.model_validate(parse_overrides(settings or []) | ({"where": wanted} if wanted else {}))
     except ValidationError as error:
         raise InputError("shards build: " + "; ".join(error_lines(error, BuildConfig))) from error
-    done = build(src, out, config, progress=sys.stderr.isatty(), fresh=fresh)
+    if ray:
+        from scaleaudio.launch.shards import build as build_over_ray
+
+        done = build_over_ray(src, out, config, progress=sys.stderr.isatty(), fresh=fresh, debug=bool(context.obj))
+    else:
+        done = build(src, out, config, progress=sys.stderr.isatty(), fresh=fresh)
     print(
         f"{done.accepted} files as {done.samples} clips ({done.seconds / 3600:.2f} h) in {done.shards} shards: {out}; "
         f"{done.rejected} rejected ({out}/rejects.parquet)" + (f"; {done.left_out} left out" if done.left_out else "")

@@ -27,7 +27,7 @@ from scaleaudio.data.convert import ConvertConfig
 from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SHARD_SCHEMA, write_table
 from scaleaudio.data.sources import AudioFile, Listing, list_audio
 from scaleaudio.data.tars import printable
-from scaleaudio.data.units import Unit, run_units
+from scaleaudio.data.units import Elsewhere, Unit, run_units
 from scaleaudio.errors import InputError
 
 BUILD_NAME = "build.json"
@@ -70,7 +70,13 @@ class BuildSummary:
 
 
 def build(
-    src: str, out: str, config: BuildConfig | None = None, *, progress: bool = False, fresh: bool = False
+    src: str,
+    out: str,
+    config: BuildConfig | None = None,
+    *,
+    progress: bool = False,
+    fresh: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> BuildSummary:
     """Builds shards of `src` in the folder `out`; finishes what an interrupted build of the same began.
 
@@ -84,9 +90,10 @@ def build(
         config: the defaults where None.
         progress: whether a progress bar is shown.
         fresh: removes a build of other files or settings from `out` first.
+        elsewhere: builds the units on other machines (`launch.shards`); they have to reach `src` and `out`.
 
     Raises:
-        InputError: nothing to read at `src`; `out` holds something else; no file could be accepted.
+        InputError: nothing to read at `src`; `out` holds something else, or lost tars; no file could be accepted.
         OSError: `out` cannot be written.
     """
     config = config or BuildConfig()
@@ -99,7 +106,7 @@ def build(
     units = _units(out, [file for file in listing.files if file.name not in duplicates], config)
     with Progress(disable=not progress) as bar:
         task = bar.add_task("build", total=sum(len(unit.files) for unit in units))
-        results = run_units(units, config.num_workers, lambda unit: bar.advance(task, len(unit.files)))
+        results = run_units(units, config.num_workers, lambda unit: bar.advance(task, len(unit.files)), elsewhere)
     listing.rejects += [(name, f"duplicate of {first}") for name, first in duplicates.items()]
     summary = _finish(out, listing, results)
     if not summary.accepted:
@@ -123,11 +130,21 @@ def _claim(out: str, plan: dict[str, Any], fresh: bool) -> BuildSummary | None:
             raise InputError(
                 f'"{out}" holds a build of other {changes}. Give another folder, or build anew with --fresh'
             )
-        return BuildSummary(**before["summary"]) if name == BUILD_NAME else None
+        return _still_there(out, BuildSummary(**before["summary"])) if name == BUILD_NAME else None
     if any(entry.url.endswith((".tar", ".parquet")) for entry in storage.list_entries(out)):
         raise InputError(f'"{out}" holds tars or tables that no build made. Give an empty folder')
     storage.write_atomic(storage.join(out, f"{WORK}/plan.json"), _json(plan))
     return None
+
+
+def _still_there(out: str, done: BuildSummary) -> BuildSummary:
+    found = len(storage.list_files(out, ".tar"))
+    if found < done.shards:
+        raise InputError(
+            f'"{out}" holds a finished build, and {done.shards - found} of its {done.shards} tars are gone. Put them '
+            "back, or build anew with --fresh"
+        )
+    return done
 
 
 def _changes(before: dict[str, Any], plan: dict[str, Any]) -> str | None:

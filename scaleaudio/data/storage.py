@@ -10,6 +10,7 @@ Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_AP
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -30,6 +31,7 @@ from scaleaudio.errors import InputError
 SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "http", "https")
 # Parts of the names of query keys whose values are no one else's business: access_key, X-Amz-Signature, sas_token.
 _SECRETS = ("key", "secret", "token", "password", "passwd", "signature")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -235,8 +237,10 @@ def open_atomic(url: str) -> Iterator[IO[bytes]]:
         with temporary.open("xb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from error  # a write does not say where to
         raise
 
 

@@ -49,8 +49,14 @@ class Unit:
         return storage.join(self.work, f"unit-{self.number:06d}.json")
 
 
-def run_units(units: list[Unit], num_workers: int | None, on_done: Callable[[Unit], None]) -> list[dict[str, Any]]:
-    """Builds those units that are not done, in processes; the results of all, in order.
+# Builds units, each by `build_apart` on some machine, and calls back for each that is done.
+Elsewhere = Callable[[list[Unit], Callable[[Unit], None]], None]
+
+
+def run_units(
+    units: list[Unit], num_workers: int | None, on_done: Callable[[Unit], None], elsewhere: Elsewhere | None = None
+) -> list[dict[str, Any]]:
+    """Builds those units that are not done, in processes here or `elsewhere`; the results of all, in order.
 
     Raises:
         OSError: what `out` answered when it could not be written.
@@ -60,7 +66,9 @@ def run_units(units: list[Unit], num_workers: int | None, on_done: Callable[[Uni
     for unit in units:
         if unit.number not in pending:
             on_done(unit)
-    if num_workers == 0:
+    if elsewhere is not None:
+        elsewhere(list(pending.values()), on_done)
+    elif num_workers == 0:
         for unit in pending.values():
             build_unit(unit)
             on_done(unit)
@@ -69,6 +77,12 @@ def run_units(units: list[Unit], num_workers: int | None, on_done: Callable[[Uni
             pending = {n: replace(unit, at=f"{notes}/{n}") for n, unit in pending.items()}
             _in_processes(pending, min(num_workers or _num_cores(), len(pending)), on_done)
     return [json.loads(storage.read_bytes(unit.marker)) for unit in units]
+
+
+def build_apart(unit: Unit) -> None:
+    """Builds the unit in a process that may die of its input: then again without the file at fault."""
+    with tempfile.TemporaryDirectory() as notes:
+        _alone(replace(unit, at=f"{notes}/{unit.number}"))
 
 
 def build_unit(unit: Unit) -> None:
@@ -188,6 +202,7 @@ def _pool(num_workers: int) -> ProcessPoolExecutor:
 
 def _start_process() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; its parent speaks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The C decoders' own warnings, one a broken MP3, would tear the progress bar; Python's errors still come through.
     sys.stderr = os.fdopen(os.dup(2), "w")

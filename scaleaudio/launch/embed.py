@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from torch import nn
 
 from scaleaudio import bundle
@@ -32,10 +30,8 @@ from scaleaudio.evaluate.corpus import CorpusUnit, embed_unit, model_digest, ref
 from scaleaudio.evaluate.embeddings import dim_of
 from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import parts
+from scaleaudio.launch.spread import DIED, spread
 from scaleaudio.types import Reject
-
-_CRASHES = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
-_TASKS_PER_SLOT = 2  # one runs, one waits, so that no slot is idle
 
 
 @dataclass(frozen=True)
@@ -122,63 +118,27 @@ def _embed_missing(
     there, size = parts.finished_units(out, plan["unit_samples"]), plan["unit_samples"]
     num_done = sum(there.values())
     missing = (unit for unit in units(index, size) if there[unit.shard, unit.start // size] != len(unit))
-    queue: deque[CorpusUnit] = deque()
-    task = _Task(encoder, out)
-    running: dict[Any, CorpusUnit] = {}
-    tally.add(num_done, ())
-    on_done(num_done, index.num_samples)
-    try:
-        while True:
-            while len(running) < _TASKS_PER_SLOT * task.num_slots() and (queue or (queue := deque(islice(missing, 1)))):
-                unit = queue.popleft()
-                running[task.submit(unit)] = unit
-            if not running:
-                return
-            for done in ray.wait(list(running), num_returns=1)[0]:
-                unit = running.pop(done)
-                rejects = task.result(done, unit)
-                if rejects is None:
-                    queue.extendleft(_halves(unit))
-                    continue
-                tally.add(len(unit), rejects)
-                num_done += len(unit)
-                on_done(num_done, index.num_samples)
-    finally:
-        for left in running:
-            ray.cancel(left)
+    halves: deque[CorpusUnit] = deque()
+    dim, resource = dim_of(encoder), "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"
+    at_hand = ray.put(encoder)
 
-
-class _Task:
-    """One unit as a Ray task; on a GPU where the cluster has any."""
-
-    def __init__(self, encoder: nn.Module, out: str) -> None:
-        self._encoder = ray.put(encoder)
-        self._out = out
-        self._resource = "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"
-        self._dim = dim_of(encoder)
-
-    def num_slots(self) -> int:
-        """How many run at once on the cluster as it is now."""
-        return max(1, int(ray.cluster_resources().get(self._resource, 0)))
-
-    def submit(self, unit: CorpusUnit) -> Any:
-        """Begins it."""
+    def submit(unit: CorpusUnit) -> Any:
         # What begins whole, and what would be refused, gets a second chance: a node may just have gone.
         max_retries = 0 if unit.is_half and len(unit) > 1 else 1
-        options = {"num_cpus": 1, "num_gpus": int(self._resource == "GPU"), "max_retries": max_retries}
-        return ray.remote(_embed).options(**options).remote(self._encoder, self._out, unit)
+        options = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_retries": max_retries}
+        return ray.remote(_embed).options(**options).remote(at_hand, out, unit)
 
-    def result(self, reference: Any, unit: CorpusUnit) -> list[Reject] | None:
-        """The rejects of a unit that is done; None where its process died and it has to be halved."""
-        try:
-            rejects: list[Reject] = ray.get(reference)
-            return rejects
-        except RayTaskError as error:
-            raise error.cause from None
-        except _CRASHES:
-            if len(unit) > 1:
-                return None
-            return _put(self._out, unit, refused(unit, self._dim, "the process that embeds it dies of it"))
+    tally.add(num_done, ())
+    on_done(num_done, index.num_samples)
+    for unit, rejects in spread(submit, lambda: halves.popleft() if halves else next(missing, None), resource=resource):
+        if rejects is DIED and len(unit) > 1:
+            halves.extend(_halves(unit))
+            continue
+        if rejects is DIED:
+            rejects = _put(out, unit, refused(unit, dim, "the process that embeds it dies of it"))
+        tally.add(len(unit), rejects)
+        num_done += len(unit)
+        on_done(num_done, index.num_samples)
 
 
 def _embed(encoder: nn.Module, out: str, unit: CorpusUnit) -> list[Reject]:

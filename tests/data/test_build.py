@@ -192,6 +192,15 @@ def test_a_finished_build_is_left_as_it_is_and_another_is_refused(tmp_path):
     assert verify(out) == []
 
 
+def test_a_finished_build_that_lost_tars_says_so(tmp_path):
+    src, out = corpus(tmp_path / "src"), f"{tmp_path}/out"
+    build(src, out, HERE)
+    os.unlink(f"{out}/shard-000001-00.tar")
+    with pytest.raises(InputError, match=r"1 of its \d+ tars are gone.*--fresh"):
+        build(src, out, HERE)
+    assert build(src, out, HERE, fresh=True).samples == 6 and verify(out) == []
+
+
 def test_nothing_usable_is_one_clear_error_and_the_reasons_are_on_disk(tmp_path):
     put(tmp_path / "src", a_dot_wav=b"words", b_dot_flac=b"")
     with pytest.raises(InputError, match="none of 2 files could be used"):
