@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scaleaudio.errors import InputError
 from scaleaudio.types import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ BATCH = 64
 STREAM, RECIPE, BYTES = "this stream", "usual recipe", "tar bytes"
 CONTENDERS = (STREAM, RECIPE, BYTES)
 _LOOK_EVERY_SECONDS = 0.25
+_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3")
 
 
 class LoaderScale(Settings):
@@ -77,7 +79,13 @@ class LoaderCost:
 
 
 def bench_loader(scale: LoaderScale, on_done: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Every contender with every number of workers, `scale.repeats` times in turns; as plain data."""
+    """Every contender with every number of workers, `scale.repeats` times in turns; as plain data.
+
+    Raises:
+        InputError: `scale.url` is not a local folder of shards with their index.
+    """
+    if scale.url is not None:
+        _check(scale.url)
     runs = list(product(range(scale.repeats), scale.workers, CONTENDERS))
     with tempfile.TemporaryDirectory() as folder:
         if scale.url is None:
@@ -145,6 +153,19 @@ def write_clips(folder: str, scale: LoaderScale) -> None:
     write_table(f"{folder}/{INDEX_NAME}", rows, SHARD_SCHEMA)
 
 
+def _check(url: str) -> None:
+    from scaleaudio.data.index import ShardIndex
+    from scaleaudio.data.storage import is_local
+
+    if not is_local(url):
+        # WebDataset reads an object store by a command that it gives to a shell.
+        raise InputError(f"--url {url}: expected a local folder, which all three loaders read alike")
+    try:
+        ShardIndex.load(url)
+    except InputError as error:
+        raise InputError(str(error).replace("data.url", "--url")) from error
+
+
 def measure(scale: LoaderScale, contender: str, workers: int) -> LoaderCost:
     """One contender for `scale.seconds`, after a second's start, in this process and its children."""
     batches = {STREAM: _stream, RECIPE: _recipe, BYTES: _tar_bytes}[contender](scale, workers)
@@ -200,10 +221,11 @@ def _recipe(scale: LoaderScale, workers: int) -> Generator[tuple[int, int]]:
     def crop(sample: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int]:
         import soundfile
 
-        data = sample["flac"] if "flac" in sample else sample["wav"]
-        wave_T = soundfile.read(io.BytesIO(data), dtype="float32")[0]
+        data = _audio(sample)
+        wave_T = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0].mean(axis=1)
         start = np.random.randint(max(len(wave_T) - frames, 0) + 1)
-        return wave_T[start : start + frames], len(data)
+        part_T = wave_T[start : start + frames]
+        return np.pad(part_T, (0, frames - len(part_T))), len(data)
 
     for wave_BT, size_B in _loaded(scale, workers, lambda tars: tars.shuffle(256).map(crop)):
         yield len(wave_BT), int(sum(size_B))
@@ -213,7 +235,7 @@ def _tar_bytes(scale: LoaderScale, workers: int) -> Generator[tuple[int, int]]:
     """Read the members and drop them: what WebDataset's reading of tars allows at most."""
 
     def size(sample: dict[str, Any]) -> tuple[int, int]:
-        return 1, sum(len(data) for name, data in sample.items() if name in ("flac", "wav"))
+        return 1, len(_audio(sample))
 
     for one_B, size_B in _loaded(scale, workers, lambda tars: tars.map(size)):
         yield len(one_B), int(sum(size_B))
@@ -234,6 +256,11 @@ def _loaded(scale: LoaderScale, workers: int, then: Callable[[Any], Any]) -> Ite
     # Fork is what DataLoader does by itself on Linux; nothing in this process has decoded yet.
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context="fork")
     yield from loader
+
+
+def _audio(sample: dict[str, Any]) -> bytes:
+    data: bytes = next(sample[suffix] for suffix in _SUFFIXES if suffix in sample)
+    return data
 
 
 def _clips(scale: LoaderScale, num: int = 64) -> list[bytes]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from scaleaudio.bench.loader import CONTENDERS, LoaderScale, bench_loader, loader_table, measure, write_clips
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.shards import verify
+from scaleaudio.errors import InputError
 
 SMALL = LoaderScale(clips_per_shard=8, clip_seconds=2.0, seconds=0.2, repeats=1, workers=(1,))
 
@@ -50,3 +51,11 @@ def test_a_measurement_counts_clips_and_their_bytes(tmp_path: Path) -> None:
     assert stream.mb_per_second / stream.clips_per_second == pytest.approx(
         np.mean(ShardIndex.load(str(tmp_path)).samples(0)["size"].to_pylist()) / 1e6, rel=0.2
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "message"), [("s3://bucket/shards", "expected a local folder"), ("none", "--url .*no such folder")]
+)
+def test_shards_that_not_all_loaders_can_read_are_refused(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        bench_loader(SMALL.model_copy(update={"url": url if "://" in url else f"{tmp_path}/{url}"}))

@@ -201,6 +201,21 @@ def test_a_finished_build_that_lost_tars_says_so(tmp_path):
     assert build(src, out, HERE, fresh=True).samples == 6 and verify(out) == []
 
 
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], check=False).returncode
+    ):
+        pytest.skip("needs leave to mount a small disk")
+    try:
+        with pytest.raises(OSError, match=r"No space left on device: '.*/disk/out/.*shard-000000-00"):
+            build(corpus(tmp_path / "src", 20), f"{disk}/out", BuildConfig(num_workers=0, min_shards=1))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def test_nothing_usable_is_one_clear_error_and_the_reasons_are_on_disk(tmp_path):
     put(tmp_path / "src", a_dot_wav=b"words", b_dot_flac=b"")
     with pytest.raises(InputError, match="none of 2 files could be used"):
