@@ -78,7 +78,11 @@ class LoaderCost:
     memory_mb: float
 
 
-def bench_loader(scale: LoaderScale, on_done: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def bench_loader(
+    scale: LoaderScale,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+    contenders: tuple[str, ...] = CONTENDERS,
+) -> dict[str, Any]:
     """Every contender with every number of workers, `scale.repeats` times in turns; as plain data.
 
     Raises:
@@ -86,7 +90,7 @@ def bench_loader(scale: LoaderScale, on_done: Callable[[int, int], None] = lambd
     """
     if scale.url is not None:
         _check(scale.url)
-    runs = list(product(range(scale.repeats), scale.workers, CONTENDERS))
+    runs = list(product(range(scale.repeats), scale.workers, contenders))
     with tempfile.TemporaryDirectory() as folder:
         if scale.url is None:
             write_clips(folder, scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +26,30 @@ def test_the_clips_made_for_it_are_shards_like_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_crop_costs_a_fraction_of_a_whole_clip_and_memory_does_not_grow_with_the_shards() -> None:
-    """Measured: 5 times the usual recipe, 0.3 of bare bytes; a busy machine takes some of that."""
-    scale = LoaderScale(seconds=3.0, repeats=3, workers=(1,))
-    few, many = (
-        json.loads(json.dumps(bench_loader(scale.model_copy(update={"shards": shards})))) for shards in (10, 1000)
-    )
+def test_a_crop_costs_a_fraction_of_a_whole_clip() -> None:
+    """Measured: 4.3 times the usual recipe, 0.33 of bare bytes; a busy machine takes some of that."""
+    result = json.loads(json.dumps(bench_loader(LoaderScale(seconds=3.0, repeats=3, workers=(1,)))))
     cpu = {
-        name: np.array([cost["clips_per_cpu_second"] for cost in few["costs"] if cost["contender"] == name])
+        name: np.array([cost["clips_per_cpu_second"] for cost in result["costs"] if cost["contender"] == name])
         for name in CONTENDERS
     }
     ours, recipe, tar_bytes = (cpu[name] for name in CONTENDERS)
     assert np.median(ours / recipe) > 3 and np.median(ours / tar_bytes) > 0.15
-    held = [
-        min(cost["memory_mb"] for cost in run["costs"] if cost["contender"] == CONTENDERS[0]) for run in (few, many)
-    ]
-    assert held[1] < held[0] + 40
-    Console(width=150).print(loader_table(few))
+    Console(width=150).print(loader_table(result))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_shards_beyond_those_whose_tables_are_kept(tmp_path: Path) -> None:
+    """Measured: medians of 514 MB for 100 shards and 482 for 1,000; single ones differ by 100."""
+    held: dict[int, list[float]] = {100: [], 1000: []}
+    for shards in held:
+        (tmp_path / str(shards)).mkdir()
+        write_clips(f"{tmp_path}/{shards}", LoaderScale(shards=shards))
+    for _, shards in product(range(3), held):
+        scale = LoaderScale(url=f"{tmp_path}/{shards}", seconds=3.0, repeats=1, workers=(1,))
+        costs = bench_loader(scale, contenders=CONTENDERS[:1])["costs"]
+        held[shards].append(costs[0]["memory_mb"])
+    assert np.median(held[1000]) < np.median(held[100]) + 100
 
 
 def test_a_measurement_counts_clips_and_their_bytes(tmp_path: Path) -> None:
