@@ -50,3 +50,36 @@ def test_the_ten_commonest_reasons_are_named_with_an_example_and_numbers_do_not_
     assert "12 x truncated after 0.5 s of 10.00 s (as a.tar, clip k0)" in message
     assert message.count(" x ") == 10
     assert "\n" not in message
+
+
+def test_a_long_clean_past_does_not_hide_what_goes_bad_now() -> None:
+    tally = Tally(0.01, clips_per_epoch=10**7)
+    tally.add(1000, [bad(number, "an older reason") for number in range(5)])
+    tally.add(10_000_000, [])
+    tally.add(200, [bad(number) for number in range(200)])
+    with pytest.raises(BadDataError, match=r"201 of the last 10000 clips .*over twice .*: 201 x no audio") as caught:
+        tally.add(1, [bad(200)])
+    assert "an older reason" not in str(caught.value)
+
+
+def test_what_is_steadily_within_the_allowed_fraction_goes_on() -> None:
+    tally = Tally(0.01, clips_per_epoch=10**7)
+    tally.add(100_000, [])
+    for step in range(200):  # in bursts, as of one bad chunk
+        tally.add(10_000, [bad(step, f"{number}") for number in range(99)])
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "cannot be read: s3://bucket/in/{name}.tar: no answer in 20 s",
+        "cannot be read: {name}.tar: no answer",
+        "cannot be read: AWS Error of key 'in/{name}.tar' in \"b\" (Request ID: 7a62-{name}4)",
+        "cannot be read: /a folder/{name}.tar: it isn't there",
+    ],
+)
+def test_names_do_not_set_reasons_apart(reason: str) -> None:
+    rejects = [Reject(f"music/{name}.tar", f"k{name}", reason.format(name=name)) for name in "abcdefghijklm"]
+    with pytest.raises(BadDataError) as caught:
+        Tally(0.0, clips_per_epoch=10).add(13, rejects)
+    assert str(caught.value).count(" x ") == 1 and "13 x cannot be read" in str(caught.value)
