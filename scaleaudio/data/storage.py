@@ -29,8 +29,10 @@ from pyarrow import fs
 from scaleaudio.errors import InputError
 
 SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "http", "https")
-# Parts of the names of query keys whose values are no one else's business: access_key, X-Amz-Signature, sas_token.
-_SECRETS = ("key", "secret", "token", "password", "passwd", "signature")
+# Parts of the names of query keys whose values are no one else's business: access_key, X-Amz-Signature, sas_token;
+# and whole names, which would be parts of harmless ones.
+_SECRETS = ("key", "secret", "token", "password", "passwd", "pwd", "signature", "credential", "authorization", "jwt")
+_SECRET_NAMES = ("sig", "auth", "oauth", "code")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -96,9 +98,11 @@ def check_no_credentials(url: str) -> str:
     address, _, query = url[match.end() :].partition("?")
     user, at, host = address.partition("/")[0].rpartition("@")
     held = "a password" if at and ":" in user else None
+    if at and _is_http(url):  # elsewhere it may name a container: abfs://container@account
+        held = held or "a name or token before the @"
     for key, value in parse_qsl(query, keep_blank_values=True):
         plain = key.lower().replace("-", "").replace("_", "")
-        if plain == "sig" or any(secret in plain for secret in _SECRETS):
+        if plain in _SECRET_NAMES or any(secret in plain for secret in _SECRETS):
             held = f"a credential ({key}=...)"
         elif key == "endpoint_override" and "@" in value:
             held = "a password (in endpoint_override)"
@@ -203,19 +207,6 @@ def read_bytes(url: str) -> bytes:
     """All bytes of the file at `url`."""
     with open_input(url) as file:
         return bytes(file.read())
-
-
-def read_range(url: str, offset: int, size: int) -> bytes:
-    """Exactly `size` bytes from `offset` on.
-
-    Raises:
-        OSError: naming the url, when the file ends before.
-    """
-    with open_input(url) as file:
-        data = bytes(file.read_at(size, offset))
-    if len(data) != size:
-        raise OSError(f"{url}: expected {size} bytes at {offset}, got {len(data)}: the file is shorter than its index")
-    return data
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from streams import bytes_of
 
 from scaleaudio.data import storage
 from scaleaudio.data.build import BuildConfig, BuildSummary, build
@@ -72,7 +73,7 @@ def test_stereo_of_another_rate_becomes_mono_flac_of_the_one_rate(tmp_path):
     put(tmp_path / "src", a_dot_wav=encode(np.stack([0.5 * np.sin(2 * np.pi * 500 * seconds)] * 2, 1), 44_100))
     build(f"{tmp_path}/src", f"{tmp_path}/out", HERE)
     (row,) = samples(tmp_path / "out")
-    data = storage.read_range(ShardIndex.load(f"{tmp_path}/out").shard_url(0), row["offset"], row["size"])
+    data = bytes_of(ShardIndex.load(f"{tmp_path}/out").shard_url(0), row)
     wave, rate_hz = soundfile.read(io.BytesIO(data))
     assert rate_hz == row["sample_rate_hz"] == 16_000 and wave.shape == (row["frames"],) == (16_000,)
     np.testing.assert_allclose(wave[500:-500], 0.5 * np.sin(np.pi * np.arange(16_000) / 16)[500:-500], atol=2e-3)
@@ -85,7 +86,7 @@ def test_kept_bytes_are_the_files_own(tmp_path):
     (row,) = samples(tmp_path / "out")
     assert row["member"] == "a.wav" and (row["frames"], row["sample_rate_hz"]) == (8000, 22_050)
     url = ShardIndex.load(f"{tmp_path}/out").shard_url(0)
-    assert storage.read_range(url, row["offset"], row["size"]) == data
+    assert bytes_of(url, row) == data
     assert rejects(tmp_path / "out")["b.wav"].startswith("truncated")
 
 

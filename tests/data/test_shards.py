@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from streams import bytes_of
 
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
@@ -47,7 +48,7 @@ def test_each_row_of_the_index_is_one_ranged_read_of_its_clip(tmp_path):
     keys = []
     for shard in range(3):
         for row in shards.samples(shard).to_pylist():
-            data = storage.read_range(shards.shard_url(shard), row["offset"], row["size"])
+            data = bytes_of(shards.shard_url(shard), row)
             number = len(keys)
             assert data == flac(2000 + number, number) and row["frames"] == soundfile.info(io.BytesIO(data)).frames
             assert json.loads(row["label"]) == {"labels": {"n": number}}
@@ -149,7 +150,7 @@ def test_foreign_tars_are_indexed_as_webdataset_groups_them(tmp_path):
     assert [row["key"] for row in rows] == ["train/x.1/a", "d" * 150]
     assert [row["frames"] for row in rows] == [2000, 2000] and json.loads(rows[0]["label"]) == {"label": 3}
     for row in rows:
-        assert storage.read_range(f"{tmp_path}/a.tar", row["offset"], row["size"]) == audio
+        assert bytes_of(f"{tmp_path}/a.tar", row) == audio
     assert [reason.split()[0] for _, reason in summary.rejects] == ["no", "not", "key"]
     assert read_parquet(f"{tmp_path}/{REJECTS_NAME}")["path"].to_pylist() == ["a.tar/b", "a.tar/c", "a.tar/train/x.1/a"]
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import soundfile
 import webdataset
+from streams import bytes_of
 
-from scaleaudio.data import storage
 from scaleaudio.data.index import REJECTS_NAME, ShardIndex, read_parquet
 from scaleaudio.data.scan import index
 from scaleaudio.data.shards import verify
@@ -93,7 +93,7 @@ def rows(folder: Path) -> list[tuple[str, bytes]]:
     """(key, bytes of the audio, by one ranged read) of every indexed sample."""
     shards = ShardIndex.load(str(folder))
     return [
-        (row["key"], storage.read_range(shards.shard_url(shard), row["offset"], row["size"]))
+        (row["key"], bytes_of(shards.shard_url(shard), row))
         for shard in range(len(shards.shards))
         for row in shards.samples(shard).to_pylist()
     ]

@@ -13,6 +13,7 @@ import soundfile
 import torch
 import webdataset
 
+from scaleaudio.data import storage
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.stream import DataConfig, Stream
@@ -91,3 +92,10 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
         assert left.rejects == right.rejects
         assert torch.equal(left.slot_B, right.slot_B)
         assert torch.equal(left.wave_BT, right.wave_BT)
+
+
+def bytes_of(url: str, row: dict[str, Any]) -> bytes:
+    """The bytes of the tar at `url` that a row of its sample table names."""
+    data = storage.read_bytes(url)[row["offset"] : row["offset"] + row["size"]]
+    assert len(data) == row["size"]
+    return data
