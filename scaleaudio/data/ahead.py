@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -221,13 +221,16 @@ def threads(
     """The threads that read (for `fetchers`) and those that decode; none is left afterwards."""
     readers = ThreadPoolExecutor(num_read_threads, thread_name_prefix="scaleaudio-read")
     decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="scaleaudio-decode")
-    try:
-        yield readers, decoders
-    finally:
+    with ExitStack() as stack:  # last in, first out, whatever any of them raises
+        stack.callback(_shut_down, readers, decoders)
         for fetcher in fetchers:
-            fetcher.stop()
-        # First what has not begun, of both: a decoder may be waiting for a read.
-        for pool in (readers, decoders):
-            pool.shutdown(wait=False, cancel_futures=True)
-        for pool in (readers, decoders):
-            pool.shutdown(wait=True)
+            stack.callback(fetcher.stop)
+        yield readers, decoders
+
+
+def _shut_down(*pools: ThreadPoolExecutor) -> None:
+    # First what has not begun, of all: a decoder may be waiting for a read.
+    for pool in pools:
+        pool.shutdown(wait=False, cancel_futures=True)
+    for pool in pools:
+        pool.shutdown(wait=True)

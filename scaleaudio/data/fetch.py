@@ -8,8 +8,11 @@ sample is usable depends on that sample alone, not on what it was read with.
 from __future__ import annotations
 
 import os
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -18,7 +21,7 @@ import pyarrow as pa
 
 from scaleaudio.data.index import ShardIndex, span_fault
 from scaleaudio.data.order import Integers
-from scaleaudio.data.patience import Patience, WrongShard
+from scaleaudio.data.patience import Patience, WrongShard, may_pass
 from scaleaudio.data.storage import is_local, open_input, open_url
 from scaleaudio.errors import DecodeError, InputError
 
@@ -30,6 +33,12 @@ Result = TypeVar("Result")
 # Bytes between two members (a .json, or the picture beside the sound in someone else's tar) that cost less to read
 # than a further request does.
 MAX_GAP_BYTES = 1 << 18
+# A longer read would save no more time, and is held whole until its members are cut out of it.
+MAX_RUN_BYTES = 1 << 23
+# Of members read ahead from afar and not used yet; beyond that they are read alone, each when its turn comes.
+MAX_HELD_BYTES = 1 << 29
+# A shard that could not be reached until the deadline fails at once for so long; then one clip tries again.
+COOL_DOWN_SECONDS = 60.0
 
 
 class Member(NamedTuple):
@@ -61,6 +70,7 @@ class Fetcher:
         *,
         patience: Patience | None = None,
         cache: Cache | None = None,
+        max_held_bytes: int | None = None,
     ) -> None:
         """Reads from `index`.
 
@@ -70,13 +80,17 @@ class Fetcher:
             num_tables: sample tables (about 100 kB each) that are kept at hand.
             patience: with storage.
             cache: keeps what came from an object store; then whole chunks are read, since the rest is needed too.
+            max_held_bytes: read ahead from an object store and not used yet, at most; by default MAX_HELD_BYTES.
         """
         self._index = index
         self._chunk_samples = chunk_samples
         self._table = lru_cache(maxsize=num_tables)(self._load_table)
         self._failed: set[str] = set()
+        self._unreachable: dict[str, tuple[float, str]] = {}  # shard -> not tried before then, and why
         self._patience = patience or Patience()
         self._cache = cache
+        self._lock = threading.Lock()
+        self._room = MAX_HELD_BYTES if max_held_bytes is None else max_held_bytes
 
     def stop(self) -> None:
         """Ends all waiting for storage."""
@@ -95,9 +109,10 @@ class Fetcher:
         return shard, number - (int(self._index.ends[shard - 1]) if shard else 0)
 
     def read_ahead(self, group: Integers) -> dict[int, Member]:
-        """The members of one of `groups`, by number, with their bytes at hand or on their way.
+        """The members of one of `groups`, by number, with their bytes at hand or on their way while there is room.
 
-        None where any of them cannot be found or read; `find` and `load` then say which, and why.
+        Those that have their bytes are to be given to `load`, which makes the room free. None where any of them cannot
+        be found or read; `find` and `load` then say which, and why.
         """
         try:
             usable = self._usable(group)
@@ -106,7 +121,11 @@ class Fetcher:
             if is_local(next(iter(usable.values())).url):
                 _advise(list(usable.values()))
                 return usable
-            return self._filled(usable, usable if self._cache is None else self._usable(self._whole_chunk(group)))
+            held = {number: member for number, member in usable.items() if self._hold(member.size)}
+            if held:
+                within = usable if self._cache is None else self._usable(self._whole_chunk(group))
+                usable |= self._filled(held, within)
+            return usable
         except DecodeError:
             return {}
 
@@ -126,8 +145,10 @@ class Fetcher:
         """
         if member.fault:
             raise DecodeError(member.fault)
-        if member.data is not None and _is_whole(member, member.data):
-            return member.data
+        if member.data is not None:
+            self._hold(-member.size)
+            if _is_whole(member, member.data):
+                return member.data
         # Alone, and anew where it was read ahead: it may have broken on its way, or in a cache.
         data = self._patiently(member.shard, member.url, lambda: _read([member]), member.size)[0]
         if not _is_whole(member, data):
@@ -142,6 +163,14 @@ class Fetcher:
         except DecodeError:
             shard, row = self.place(number)
             return self._index.row(shard).shard, f"row {row}"
+
+    def _hold(self, num_bytes: int) -> bool:
+        """Takes that much of what may be held, where there is as much left; a negative number gives it back."""
+        with self._lock:
+            if num_bytes > self._room:
+                return False
+            self._room -= num_bytes
+            return True
 
     def _usable(self, group: Integers) -> dict[int, Member]:
         """Those whose index rows make sense."""
@@ -160,9 +189,13 @@ class Fetcher:
         members, neighbours = list(usable.values()), list(within.values())
         num_bytes = sum(member.size for member in neighbours)
         first = members[0]
-        data = self._patiently(
-            first.shard, first.url, lambda: _read(members, within=neighbours, cache=self._cache), num_bytes
-        )
+        try:
+            data = self._patiently(
+                first.shard, first.url, lambda: _read(members, within=neighbours, cache=self._cache), num_bytes
+            )
+        except BaseException:
+            self._hold(-sum(member.size for member in members))
+            raise
         filled = (member._replace(data=part) for member, part in zip(members, data, strict=True))
         return dict(zip(usable, filled, strict=True))
 
@@ -185,12 +218,21 @@ class Fetcher:
     def _patiently(self, name: str, url: str, action: Callable[[], Result], num_bytes: int = 0) -> Result:
         """action(), tried again after a while; a shard that failed for good is not waited for again."""
         remote, briefly = not is_local(url), name in self._failed
+        if unreachable := self._unreachable.get(name):
+            again, reason = unreachable
+            if time.monotonic() < again:
+                raise DecodeError(reason)
+            self._unreachable[name] = time.monotonic() + COOL_DOWN_SECONDS, reason  # one tries, the others need not
         try:
             result = self._patience.read(action, remote=remote, num_bytes=num_bytes, briefly=briefly)
         except (OSError, InputError, pa.ArrowException) as error:
+            reason = f"cannot be read: {' '.join(str(error).split())}"
             self._failed.add(name)
-            raise DecodeError(f"cannot be read: {' '.join(str(error).split())}") from error
+            if remote and may_pass(error):
+                self._unreachable[name] = time.monotonic() + COOL_DOWN_SECONDS, reason
+            raise DecodeError(reason) from error
         self._failed.discard(name)
+        self._unreachable.pop(name, None)
         return result
 
     def _shard(self, numbers: Integers) -> Integers:
@@ -219,23 +261,22 @@ def _read(members: list[Member], *, within: list[Member] | None = None, cache: C
     """
     wanted = {member.offset for member in members}
     runs = [run for run in _runs(within or members) if any(member.offset in wanted for member in run)]
-    pieces = [cache.get(_piece_name(run)) if cache else None for run in runs]
-    if None in pieces:
-        with open_input(members[0].url) as file:
-            _check_size(members, file.size())
-            for number, run in enumerate(runs):
-                if pieces[number] is None:
-                    pieces[number] = data = _read_run(file, run)
-                    if cache:
-                        cache.put(_piece_name(run), data)
-    # Copies: a view would hold the whole read until its last sample is used.
-    return [
-        piece[member.offset - run[0].offset : member.offset - run[0].offset + member.size]
-        for run, piece in zip(runs, pieces, strict=True)
-        if piece is not None
-        for member in run
-        if member.offset in wanted
-    ]
+    found: list[bytes] = []
+    with ExitStack() as stack:
+        file = None
+        for run in runs:
+            piece = cache.get(_piece_name(run)) if cache else None
+            if piece is None:
+                if file is None:
+                    file = stack.enter_context(open_input(members[0].url))
+                    _check_size(members, file.size())
+                piece = _read_run(file, run)
+                if cache:
+                    cache.put(_piece_name(run), piece)
+            starts = [(member.offset - run[0].offset, member.size) for member in run if member.offset in wanted]
+            # Copies: a view would hold the whole read until its last sample is used.
+            found += [piece[start : start + size] for start, size in starts]
+    return found
 
 
 def _read_run(file: Any, run: list[Member]) -> bytes:
@@ -265,10 +306,11 @@ def _check_size(members: list[Member], num_bytes: int) -> None:
 
 
 def _runs(members: list[Member]) -> Iterator[list[Member]]:
-    """`members` cut wherever too many bytes lie between two of them."""
+    """`members` cut wherever too many bytes lie between two of them, or would be read together."""
     start = 0
     for at in range(1, len(members)):
-        if not 0 <= members[at].offset - _end(members[at - 1 : at]) <= MAX_GAP_BYTES:
+        near = 0 <= members[at].offset - _end(members[at - 1 : at]) <= MAX_GAP_BYTES
+        if not near or _end(members[start : at + 1]) - members[start].offset > MAX_RUN_BYTES:
             yield members[start:at]
             start = at
     yield members[start:]

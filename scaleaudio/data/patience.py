@@ -8,6 +8,7 @@ caller: there the kernel decides how long a read takes.
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -27,8 +28,15 @@ FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 30.0
 # Of what is no matter of time, such as a missing file; and of a local disk.
 NUM_TRIES_IN_VAIN, NUM_LOCAL_TRIES = 2, 3
+# Reads that were given up, and whose threads have not ended: with so many of them none more is begun.
+MAX_GIVEN_UP = 64
 # A read that brings less a second than this, beyond the seconds that any may take, counts as stalled.
 SLOWEST_BYTES_PER_SECOND = 1 << 18
+# What Amazon's client and the web's say of an answer that waiting will not change.
+_REFUSED = re.compile(
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
+    r"|\b40[134], message=|HTTP status 40[134]"
+)
 
 
 class WrongShard(OSError):
@@ -43,12 +51,16 @@ class Patience:
         self._stall_seconds = stall_seconds
         self._deadline_seconds = deadline_seconds
         self._stopped = threading.Event()
+        self._lock = threading.Lock()
         self._waiting: WeakSet[Future[object]] = WeakSet()
+        self._given_up: list[threading.Thread] = []
 
     def stop(self) -> None:
         """Ends all waiting, now and from now on."""
         self._stopped.set()
-        for future in list(self._waiting):
+        with self._lock:
+            waiting = list(self._waiting)
+        for future in waiting:
             _settle(future, OSError("no longer wanted"))
 
     def read(self, action: Callable[[], Result], *, remote: bool, num_bytes: int = 0, briefly: bool = False) -> Result:
@@ -79,9 +91,14 @@ class Patience:
 
     def _within(self, action: Callable[[], Result], seconds: float) -> Result:
         future: Future[Result] = Future()
-        self._waiting.add(future)  # type: ignore[arg-type]
         # A daemon: a read that never ends must not keep the program from ending.
-        threading.Thread(target=_run, args=(action, future), name="storage-read", daemon=True).start()
+        thread = threading.Thread(target=_run, args=(action, future), name="storage-read", daemon=True)
+        with self._lock:
+            self._given_up = [other for other in self._given_up if other.is_alive()]
+            if len(self._given_up) >= MAX_GIVEN_UP:
+                raise OSError(f"{len(self._given_up)} reads before it are still without an answer")
+            self._waiting.add(future)  # type: ignore[arg-type]
+        thread.start()
         if self._stopped.is_set():
             raise OSError("no longer wanted")
         try:
@@ -89,6 +106,8 @@ class Patience:
         except TimeoutError:
             if future.done():
                 raise  # the action's own
+            with self._lock:
+                self._given_up.append(thread)
             raise OSError(f"no answer in {seconds:.3g} s") from None
 
 
@@ -107,8 +126,15 @@ def _settle(future: Future[Result], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _num_tries(error: Exception, remote: bool) -> float:
+def may_pass(error: Exception) -> bool:
+    """Whether what `read` raised may be gone after a while: no missing file, and no refusal."""
     cause = error.__cause__ if isinstance(error, InputError) else error
     if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError | WrongShard):
+        return False
+    return not _REFUSED.search(str(cause))
+
+
+def _num_tries(error: Exception, remote: bool) -> float:
+    if not may_pass(error):
         return NUM_TRIES_IN_VAIN
     return float("inf") if remote else NUM_LOCAL_TRIES

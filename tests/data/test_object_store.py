@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ import webdataset
 from pyarrow import fs
 from servers import Gate, RangeHandler, s3_server, web_server
 
-from scaleaudio.data import patience, storage
+from scaleaudio.data import fetch, patience, storage
+from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
+from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.patience import Patience, WrongShard
 from scaleaudio.data.scan import index as make_index
@@ -92,7 +95,9 @@ def test_a_read_that_stalls_is_given_up_and_tried_again_and_no_batch_changes(sha
     assert_same(batches, read(str(shards)))
 
 
-def test_a_server_that_stalls_for_good_costs_the_deadline_and_is_named(gate: Gate) -> None:
+def test_a_server_that_stalls_for_good_costs_the_deadline_once_and_is_named(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = ShardIndex.load("s3://clips/in")
     fetcher = DataConfig(url="s3://clips/in", stall_seconds=0.3, read_deadline_seconds=1).build_fetcher(index)
     gate.stall(1000)
@@ -100,8 +105,72 @@ def test_a_server_that_stalls_for_good_costs_the_deadline_and_is_named(gate: Gat
     with pytest.raises(ValueError, match=r"cannot be read: no answer in 0\.3"):
         fetcher.load(fetcher.find(0))
     assert time.monotonic() - began < 4
+    num_stalled = gate.num_stalled
+    for number in range(16):  # the shard's other clips
+        with pytest.raises(DecodeError, match=r"no answer in 0\.3"):
+            fetcher.load(fetcher.find(number))
+    assert gate.num_stalled == num_stalled
     gate.stall(0)
-    assert fetcher.load(fetcher.find(0))  # and it is tried again when it is needed again
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + fetch.COOL_DOWN_SECONDS + 1)
+    assert fetcher.load(fetcher.find(0))  # and it is tried again after a while
+    monkeypatch.undo()
+
+
+def test_a_stalled_shard_costs_few_reads_and_no_other_clip(shards: Path, gate: Gate) -> None:
+    config = DataConfig(url="s3://clips/in", stall_seconds=0.2, read_deadline_seconds=0.5)
+    fetcher = config.build_fetcher(ShardIndex.load("s3://clips/in"))
+    gate.stall_name = b"/1.tar"
+    gate.stall(1000)
+    groups = fetcher.groups(np.arange(48))
+    members = {number: member for group in groups for number, member in fetcher.read_ahead(group).items()}
+    good = []
+    for number in range(48):
+        with suppress(DecodeError):
+            fetcher.load(members.pop(number, None) or fetcher.find(number))
+            good.append(number)
+    assert good == [*range(16), *range(32, 48)]
+    assert 0 < gate.num_stalled < 5
+
+
+def test_reads_that_were_given_up_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "MAX_GIVEN_UP", 3)
+    begun, answer = [], threading.Event()
+
+    def stall() -> None:
+        begun.append(1)
+        answer.wait()
+
+    waiting = Patience(0.02, 0.5)
+    for _ in range(2):
+        with pytest.raises(OSError, match="3 reads before it are still without an answer"):
+            waiting.read(stall, remote=True)
+    assert len(begun) == 3
+    answer.set()
+    waiting.read(stall, remote=True)
+
+
+def test_a_patience_that_is_stopped_while_threads_come_and_go_stops() -> None:
+    waiting, failed = Patience(5, 5), []
+
+    def reads() -> None:
+        try:
+            for _ in range(300):
+                waiting.read(lambda: None, remote=True, briefly=True)
+        except OSError:
+            pass
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=reads) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    waiting.stop()
+    for thread in threads:
+        thread.join(10)
+    assert not failed and not any(thread.is_alive() for thread in threads)
 
 
 def test_who_stops_the_stream_does_not_wait_for_a_stalled_read(gate: Gate) -> None:
@@ -205,6 +274,11 @@ def test_tars_on_the_web_are_indexed_into_a_local_folder(shards: Path, tmp_path:
         assert_same(read(str(tmp_path)), read(str(shards)))
 
 
+def read_some(url: str) -> None:
+    with storage.open_input(url) as file:
+        file.read_at(10, 1000)
+
+
 def test_a_web_server_without_ranges_or_a_missing_page_is_a_named_error(shards: Path) -> None:
     class Plain(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -212,13 +286,65 @@ def test_a_web_server_without_ranges_or_a_missing_page_is_a_named_error(shards: 
 
     with web_server(shards, Plain) as url:
         with pytest.raises(OSError, match=r"0\.tar.*range"):
-            storage.read_range(f"{url}/0.tar", 1000, 10)
+            read_some(f"{url}/0.tar")
         with pytest.raises(FileNotFoundError, match=r"none\.tar"):
             storage.read_bytes(f"{url}/none.tar")
         with pytest.raises(InputError, match=r"no index\.parquet here|lists no files"):
             ShardIndex.load(f"{url}/samples")
     with pytest.raises(OSError, match=r"127\.0\.0\.1"):
         storage.read_bytes(f"{url}/0.tar")
+
+
+class Ranges(RangeHandler):
+    """Notes how many bytes of tars each request asks for."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        if self.path.endswith(".tar"):
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            self.sizes.append(int(last) + 1 - int(first))
+        super().do_GET()
+
+
+def test_no_read_is_longer_than_a_run_may_be_unless_one_clip_is(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranges, "sizes", [])
+    expected = read(str(shards))
+    with web_server(shards, Ranges) as url:
+        monkeypatch.setattr(fetch, "MAX_RUN_BYTES", 7000)  # two clips with their headers
+        assert_same(read(url, chunk_samples=4), expected)
+        assert 4000 < max(Ranges.sizes) <= 7000
+        monkeypatch.setattr(fetch, "MAX_RUN_BYTES", 100)
+        assert_same(read(url, chunk_samples=4), expected)
+
+
+def test_what_is_read_ahead_stays_within_its_bytes_and_no_batch_changes(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web_server(shards) as url:
+        fetcher = Fetcher(ShardIndex.load(url), chunk_samples=8, max_held_bytes=10_000)
+        members = [*(fetcher.read_ahead(group) for group in fetcher.groups(np.arange(48)))]
+        together = {number: member for found in members for number, member in found.items()}
+        held = [member for member in together.values() if member.data is not None]
+        assert len(together) == 48
+        assert [len(member.data or b"") for member in held] == [2044] * 4  # clips of 2044 bytes: 10,000 hold four
+        loaded = [fetcher.load(together[number]) for number in range(48)]
+        assert loaded == [Fetcher(ShardIndex.load(str(shards)), 8).load(together[number]) for number in range(48)]
+        again = fetcher.read_ahead(np.arange(8))  # there is room again
+        assert sum(member.data is not None for member in again.values()) == 4
+        for tight in (1, 5000):
+            monkeypatch.setattr(stream_module, "MAX_HELD_BYTES", tight)
+            assert_same(read(url), read(str(shards)))
+
+
+def test_a_read_that_fails_holds_nothing(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    with web_server(tmp_path / "shards") as url:
+        fetcher = Fetcher(ShardIndex.load(url), chunk_samples=8, max_held_bytes=10_000)
+        (tmp_path / "shards" / "0.tar").unlink()
+        for _ in range(5):
+            assert fetcher.read_ahead(np.arange(4)) == {}
+        assert all(member.data for member in fetcher.read_ahead(np.arange(16, 20)).values())
 
 
 def test_a_cached_epoch_needs_no_second_read_and_gives_the_same_batches(

@@ -14,6 +14,8 @@ import pytest
 import soundfile
 import torch
 import webdataset
+from pyarrow import fs
+from servers import s3_server
 
 from scaleaudio.data import patience, storage
 from scaleaudio.data.ahead import Feed, Lane, Source, crop_positions, threads
@@ -230,6 +232,19 @@ def test_no_thread_is_left_after_a_break_or_a_close(shards: Path) -> None:
     assert no_threads()
 
 
+def test_no_thread_is_left_where_a_stop_fails(shards: Path) -> None:
+    class Broken(Fetcher):
+        def stop(self) -> None:
+            raise RuntimeError("a bug")
+
+    pools = threads(1, 1, Broken(ShardIndex.load(str(shards)), 4))
+    for pool in pools.__enter__():
+        pool.submit(int).result()
+    with pytest.raises(RuntimeError, match="a bug"):
+        pools.__exit__(None, None, None)
+    assert no_threads()
+
+
 def no_threads() -> bool:
     return not [thread for thread in threading.enumerate() if thread.name.startswith("scaleaudio")]
 
@@ -429,24 +444,10 @@ def test_a_negative_start_is_refused(shards: Path) -> None:
 @pytest.fixture
 def bucket(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The shards once more, on an S3 server."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-        remote = fs.S3FileSystem(
-            endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True, region="us-east-1"
-        )
-        remote.create_dir("clips")
+    with s3_server(monkeypatch, "clips") as (host, port):
+        remote = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1")
         fs.copy_files(str(shards), "clips/in", destination_filesystem=remote)
         yield "s3://clips/in"
-    finally:
-        server.stop()
 
 
 def test_an_object_store_gives_the_batches_of_the_local_disk_and_a_damage_there_is_named(

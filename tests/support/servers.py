@@ -38,7 +38,8 @@ def s3_server(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator[tuple[st
 class Gate:
     """A TCP server before another one: what it is asked it passes on, unless it stalls.
 
-    `stall(n)` lets the next n requests for an object's bytes wait until the gate is closed.
+    `stall(n)` lets the next n requests for an object's bytes wait until the gate is closed: those of objects whose name
+    holds `stall_name`.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -48,6 +49,7 @@ class Gate:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._num_to_stall = 0
+        self.stall_name = b""
         self.num_stalled = 0
         self.num_ranges = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -84,7 +86,7 @@ class Gate:
             return False
         with self._lock:
             self.num_ranges += 1
-            if not self._num_to_stall:
+            if not self._num_to_stall or self.stall_name not in request.partition(b"\r")[0]:
                 return False
             self._num_to_stall -= 1
             self.num_stalled += 1
