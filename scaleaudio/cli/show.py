@@ -1,0 +1,66 @@
+"""Verbs that draw pictures: show negatives, show lanes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaleaudio.cli.app import Overrides, show_app
+from scaleaudio.errors import InputError
+
+
+@show_app.command("negatives")
+def show_negatives(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="encoder to ask for similarities; default: untrained")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="how many clips, a picture each")] = 1,
+    out: Annotated[Path, typer.Option(help="PNG file (numbered from the second clip on)")] = Path("negatives.png"),
+) -> None:
+    """Draw a clip, its views, and each displacement at three strengths."""
+    from scaleaudio import bundle
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.data.normalise import with_constants
+    from scaleaudio.report.gallery import draw_gallery
+
+    loaded = load(config, parse_overrides(overrides or []))
+    stream = loaded.build_stream()
+    if model is None:
+        loaded = loaded.model_copy(update={"frontend": with_constants(loaded.frontend, stream)})
+        encoder = bundle.untrained(loaded)
+    else:
+        encoder = bundle.load(model)
+        if encoder.sample_rate_hz != loaded.frontend.sample_rate_hz:
+            raise InputError(
+                f"{model}: takes {encoder.sample_rate_hz} Hz, {config} gives {loaded.frontend.sample_rate_hz} Hz. Set "
+                f"frontend.sample_rate_hz={encoder.sample_rate_hz}."
+            )
+        loaded = loaded.model_copy(update={"frontend": encoder.config.frontend})
+    batch = next(stream.batches(0))
+    stream.close()
+    for clip in range(min(clips, len(batch.key_B))):
+        path = out if clip == 0 else out.with_stem(f"{out.stem}-{clip + 1}")
+        draw_gallery(loaded, encoder, batch, path, clip=clip)
+        print(path)
+
+
+@show_app.command("lanes")
+def show_lanes(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    workers: Annotated[str, typer.Option(help="how many workers, one number after the other")] = "4,3",
+    step: Annotated[int, typer.Option(min=0, help="the first step to draw")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file")] = Path("lanes.png"),
+) -> None:
+    """Draw which worker reads which samples before and after their number changes."""
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.report.lanes import draw_lanes
+
+    sizes = [int(word) if word.isdecimal() else 0 for word in workers.split(",")]
+    if not all(sizes):
+        raise InputError(f"--workers {workers!r}: expected numbers of workers, such as 4,3")
+    stream = load(config, parse_overrides(overrides or [])).build_stream()
+    draw_lanes(stream.mixture, list(stream.config.urls), out, workers=sizes, start_step=step)
+    print(out)
