@@ -25,6 +25,8 @@ from scaleaudio.errors import InputError
 
 Result = TypeVar("Result")
 
+# At the start somebody is waiting; later a run of days can wait for its index.
+FIRST_STALL_SECONDS, FIRST_DEADLINE_SECONDS = 15.0, 30.0
 INDEX_NAME = "index.parquet"
 REJECTS_NAME = "rejects.parquet"
 # A clip is held in memory whole; what is larger (hours of audio, or a member full of zeros) is not read.
@@ -87,9 +89,10 @@ class ShardIndex:
         """The index of the folder `url` (or the index.parquet at `url` itself).
 
         Raises:
-            InputError: when there is none, or it cannot be read as one.
+            InputError: when there is none, it cannot be read as one, or the server cannot be reached or refuses.
         """
         folder = url.removesuffix(INDEX_NAME).rstrip("/") if url.endswith("/" + INDEX_NAME) else url
+        _check_reached(folder)
         return _patiently(folder, lambda: cls._load(folder))
 
     @classmethod
@@ -188,6 +191,28 @@ class ShardIndex:
         )
 
 
+def _check_reached(folder: str) -> None:
+    """Refuses a server that does not answer soon, as it will not where the address or the credentials are wrong."""
+    url = storage.join(folder, INDEX_NAME)
+    if storage.is_local(folder):
+        return
+    try:
+        Patience(FIRST_STALL_SECONDS, FIRST_DEADLINE_SECONDS).read(lambda: storage.open_input(url).close(), remote=True)
+    except FileNotFoundError:
+        return  # whoever reads it knows what to advise
+    except (OSError, InputError, pa.ArrowException) as error:
+        if isinstance(error, InputError) and not isinstance(error.__cause__, OSError):
+            raise
+        raise InputError(_unreadable(url, error)) from error
+
+
+def _unreadable(url: str, error: Exception) -> str:
+    advice = ""
+    if not storage.is_local(url):
+        advice = ". Check the address and the credentials in the environment; for s3:// also AWS_ENDPOINT_URL, region"
+    return f"{url}: cannot be read ({' '.join(str(error).removeprefix(f'{url}: ').split())}){advice}"
+
+
 def _patiently(folder: str, action: Callable[[], Result]) -> Result:
     # The index of a million shards is tens of megabytes, and there is no run without it.
     return Patience(stall_seconds=120, deadline_seconds=600).read(action, remote=not storage.is_local(folder))
@@ -262,7 +287,9 @@ def _as_input_errors(url: str, missing: Callable[[], str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(missing()) from None
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except OSError as error:
+        raise InputError(_unreadable(url, error)) from error
+    except (ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{url}: not a table of the expected form ({error}). Make the index anew") from error

@@ -35,7 +35,7 @@ SLOWEST_BYTES_PER_SECOND = 1 << 18
 # What Amazon's client and the web's say of an answer that waiting will not change.
 _REFUSED = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
-    r"|\b40[134], message=|HTTP status 40[134]"
+    r"|Bucket '.*' not found|\b40[134], message=|HTTP status 40[134]"
 )
 
 

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import SimpleHTTPRequestHandler
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from pyarrow import fs
 from servers import Gate, RangeHandler, s3_server, web_server
 
 from scaleaudio.data import fetch, patience, storage
+from scaleaudio.data import index as index_module
 from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
 from scaleaudio.data.fetch import Fetcher
@@ -389,3 +391,63 @@ def test_a_cache_that_cannot_be_is_refused(tmp_path: Path) -> None:
     for folder in (f"{tmp_path}/file", "s3://clips/cache"):
         with pytest.raises(InputError, match=r"data\.cache_dir"):
             Cache(folder, 1000)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An S3 server that knows nobody; counts what it is asked."""
+
+    status = 403
+    num_asked = 0
+
+    def do_HEAD(self) -> None:
+        type(self).num_asked += 1
+        self.send_error(self.status)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Refusing]]:
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(Refusing, "num_asked", 0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield Refusing
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_wrong_credentials_are_one_clear_error_after_two_tries(refusing: type[Refusing]) -> None:
+    with pytest.raises(
+        InputError, match=r"s3://clips/in/index\.parquet: cannot be read \(.*ACCESS_DENIED.*credentials"
+    ):
+        ShardIndex.load("s3://clips/in")
+    assert refusing.num_asked == patience.NUM_TRIES_IN_VAIN
+
+
+def test_credentials_that_are_refused_later_cost_two_tries_and_no_wait(shards: Path, refusing: type[Refusing]) -> None:
+    index = replace(ShardIndex.load(str(shards)), url="s3://clips/in")
+    fetcher = DataConfig(url="s3://clips/in").build_fetcher(index)
+    began = time.monotonic()
+    with pytest.raises(DecodeError, match="ACCESS_DENIED"):
+        fetcher.find(0)
+    assert refusing.num_asked == patience.NUM_TRIES_IN_VAIN and time.monotonic() - began < 5
+
+
+def test_a_server_that_is_not_there_is_one_clear_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "FIRST_DEADLINE_SECONDS", 1.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"cannot be read .*127\.0\.0\.1:9.*Check the address.*AWS_ENDPOINT_URL"
+    ) as caught:
+        ShardIndex.load("s3://clips/in")
+    assert time.monotonic() - began < 15 and "Make the index anew" not in str(caught.value)
