@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scaleaudio.data import storage
+from scaleaudio.data.names import check_names, check_unique
 from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
 
@@ -89,7 +90,8 @@ class ShardIndex:
         """The index of the folder `url` (or the index.parquet at `url` itself).
 
         Raises:
-            InputError: when there is none, it cannot be read as one, or the server cannot be reached or refuses.
+            InputError: when there is none, the server cannot be reached or refuses, it cannot be read as one, or it
+                names a shard twice or with a credential.
         """
         folder = url.removesuffix(INDEX_NAME).rstrip("/") if url.endswith("/" + INDEX_NAME) else url
         _check_reached(folder)
@@ -98,13 +100,17 @@ class ShardIndex:
     @classmethod
     def _load(cls, folder: str) -> Self:
         table_url = storage.join(folder, INDEX_NAME)
-        counts, blocks, starts = [np.zeros(0, np.int64)], [], [0]
+        counts, blocks, starts, hashes = [np.zeros(0, np.int64)], [], [0], []
         with _malloc():
             for batch in _batches(folder, ["num_samples", *ShardRow._fields]):
                 _check_complete(table_url, batch, batch.schema.names)
+                hashes.append(check_names(table_url, starts[-1], batch))
                 counts.append(_counts(batch))
                 blocks.append(_packed(batch))
                 starts.append(starts[-1] + len(batch))
+            check_unique(
+                table_url, hashes, (name for block in blocks for name in _unpacked(block)["shard"].to_pylist())
+            )
         ends = np.concatenate(counts)
         if len(ends) and not (ends.min() > 0 and ends.max() <= MAX_SAMPLES // len(ends)):
             raise InputError(f"{table_url}: num_samples from {ends.min()} to {ends.max()} cannot be. Index anew")
@@ -171,7 +177,7 @@ class ShardIndex:
         """The sample table of row `shard`: a row a sample, in tar order.
 
         Raises:
-            InputError: when it is missing, or has another number of rows than the index says.
+            InputError: when it is missing, has another number of rows than the index says, or a row twice.
         """
         url = storage.join(self.url, self.row(shard).samples)
         table = read_table(
@@ -181,14 +187,16 @@ class ShardIndex:
         if len(table) != expected:
             raise InputError(f"{url}: {INDEX_NAME} says {expected} samples, the table has {len(table)}. Index anew")
         _check_complete(url, table, ("key", "member", "offset", "size"))
+        if len(set(table["offset"].to_pylist())) != len(table):
+            raise InputError(
+                f"{url}: two rows have the same offset: a clip would be read twice, and another never. Index anew"
+            )
         return table
 
     @cached_property
     def _block(self) -> Callable[[int], Any]:
         """Unpacks a block; the last few are kept."""
-        return lru_cache(maxsize=64)(
-            lambda block: pa.ipc.open_stream(self.blocks[block]).read_next_batch().to_struct_array()
-        )
+        return lru_cache(maxsize=64)(lambda block: _unpacked(self.blocks[block]).to_struct_array())
 
 
 def _check_reached(folder: str) -> None:
@@ -238,6 +246,10 @@ def _packed(batch: pa.RecordBatch) -> pa.Buffer:
     with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
         stream.write_batch(rows)
     return sink.getvalue()
+
+
+def _unpacked(block: pa.Buffer) -> pa.RecordBatch:
+    return pa.ipc.open_stream(block).read_next_batch()
 
 
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

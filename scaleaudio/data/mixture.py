@@ -36,7 +36,9 @@ class PhaseConfig(Settings):
             "nothing; without any, all sources weigh as much as they have clips"
         ),
     ] = {}  # noqa: RUF012 - pydantic copies it
-    temperature: Annotated[float, Field(gt=0, description="weights to the power of 1 / temperature: high evens")] = 1
+    temperature: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="weights to the power of 1 / temperature: high evens")
+    ] = 1
 
     @model_validator(mode="after")
     def _some_weight(self) -> PhaseConfig:
@@ -51,15 +53,21 @@ class PhaseConfig(Settings):
         """The phase over the sources that `num_clips` names and counts.
 
         Raises:
-            InputError: when it weighs a source that there is not.
+            InputError: when it weighs a source that there is not, or no source has a clip.
         """
         unknown = self.weights.keys() - num_clips.keys()
         if unknown:
             raise InputError(f"data.mixture from step {self.from_step}: data.sources has no {sorted(unknown)}")
+        if not any(num_clips.values()):
+            raise InputError("data: no source has a clip: their indexes are empty. Index or build their shards anew")
         given = self.weights or num_clips
         highest = max(given.values())
-        powers = [(given.get(name, 0) / highest) ** (1 / self.temperature) for name in num_clips]
-        whole = [max(round(power * _HIGHEST_WEIGHT), int(power > 0)) for power in powers]
+        shares = [given.get(name, 0) for name in num_clips]
+        powers = [(share / highest) ** (1 / self.temperature) for share in shares]
+        # Nothing stays nothing, and something stays something: a power may be rounded to 0, and 0 ** 0 is 1.
+        whole = [
+            max(round(power * _HIGHEST_WEIGHT), 1) if share else 0 for share, power in zip(shares, powers, strict=True)
+        ]
         return Phase(self.from_step, tuple(weight // math.gcd(*whole) for weight in whole))
 
 

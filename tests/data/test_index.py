@@ -9,8 +9,8 @@ from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, Shard
 from scaleaudio.errors import InputError
 
 
-def sample(key):
-    return {"key": key, "member": f"{key}.flac", "offset": 512, "size": 9, "frames": 8, "sample_rate_hz": 16_000}
+def sample(key, offset=512):
+    return {"key": key, "member": f"{key}.flac", "offset": offset, "size": 9, "frames": 8, "sample_rate_hz": 16_000}
 
 
 def shard(name, num_samples, checksum="aa"):
@@ -27,7 +27,8 @@ def shard(name, num_samples, checksum="aa"):
 @pytest.fixture
 def folder(tmp_path):
     for name, keys in (("a", ["x", "y"]), ("b", ["z"])):
-        write_table(f"{tmp_path}/samples/{name}.parquet", [sample(key) for key in keys], SAMPLE_SCHEMA)
+        rows = [sample(key, 512 + 2048 * number) for number, key in enumerate(keys)]
+        write_table(f"{tmp_path}/samples/{name}.parquet", rows, SAMPLE_SCHEMA)
     write_table(f"{tmp_path}/{INDEX_NAME}", [shard("a", 2), shard("b", 1)], SHARD_SCHEMA)
     return str(tmp_path)
 
@@ -55,6 +56,39 @@ def test_names_are_found_however_the_table_was_cut_into_row_groups(tmp_path):
     assert [index.row(row).shard for row in range(3000)] == [f"s{number}.tar" for number in range(3000)]
     assert index.num_samples_per_shard.tolist() == list(range(1, 3001)) and index.num_samples == 4_501_500
     assert index.shards.equals(table)
+
+
+def test_a_shard_that_two_rows_name_is_refused_however_far_apart_they_are(tmp_path):
+    rows = [shard(f"s{number}", 1) for number in range(3000)]
+    write_table(f"{tmp_path}/{INDEX_NAME}", [*rows, rows[7]], SHARD_SCHEMA)
+    with pytest.raises(InputError, match=r"2 rows name the shard s7\.tar"):
+        ShardIndex.load(str(tmp_path))
+
+
+def test_a_sample_table_with_a_row_twice_is_refused(folder):
+    write_table(f"{folder}/samples/a.parquet", [sample("x"), sample("x")], SAMPLE_SCHEMA)
+    with pytest.raises(InputError, match="two rows have the same offset"):
+        ShardIndex.load(folder).samples(0)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"shard": "https://user:hunter2@host/a.tar"}, "holds a password"),
+        ({"shard": "https://host/a.tar?X-Amz-Signature=hunter2"}, "X-Amz-Signature"),
+        ({"shard": "pipe:cat hunter2"}, "pipe: address"),
+        ({"shard": "PIPE:cat hunter2"}, "pipe: address"),
+        ({"shard": ""}, "names no shard"),
+        ({"samples": "https://user:hunter2@host/a.parquet"}, "sample table is a URL"),
+    ],
+)
+def test_a_shard_with_a_credential_a_shell_or_no_name_is_refused_by_its_row_alone(tmp_path, row, reason):
+    rows = [shard(f"s{number}", 1) for number in range(2000)]
+    rows[1500] |= row
+    write_table(f"{tmp_path}/{INDEX_NAME}", rows, SHARD_SCHEMA)
+    with pytest.raises(InputError, match=reason) as caught:
+        ShardIndex.load(str(tmp_path))
+    assert "row 1500" in str(caught.value) and "hunter2" not in str(caught.value)
 
 
 def test_an_index_that_is_replaced_while_it_is_in_use_has_no_fingerprint(folder):

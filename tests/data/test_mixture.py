@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -126,6 +127,24 @@ def test_temperature_evens_the_shares_and_clips_weigh_where_nothing_is_said() ->
     assert share(temperature=1e9) == pytest.approx(0.5)
     assert share(weights={"b": 3, "a": 1}) == pytest.approx(0.75)
     assert PhaseConfig(weights={"b": 0.25}).build(sizes) == Phase(0, (0, 1))
+
+
+def test_no_weight_gives_nothing_and_any_weight_something_at_any_temperature() -> None:
+    sizes = {"a": 900, "b": 900, "c": 900}
+    for temperature in (1e-320, 1e-3, 1, 1e300):
+        assert PhaseConfig(weights={"a": 1, "b": 0}, temperature=temperature).build(sizes) == Phase(0, (1, 0, 0))
+        tiny = PhaseConfig(weights={"a": 1e-300, "b": 1e300}, temperature=temperature).build(sizes).weights
+        assert tiny[0] > 0 and tiny[2] == 0
+    for temperature in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="finite"):
+            PhaseConfig(temperature=temperature)
+
+
+@pytest.mark.parametrize("phase", [PhaseConfig(), PhaseConfig(weights={"a": 1})])
+@pytest.mark.parametrize("sizes", [{"a": 0}, {"a": 0, "b": 0}])
+def test_sources_without_a_clip_are_refused(sizes: dict[str, int], phase: PhaseConfig) -> None:
+    with pytest.raises(InputError, match="no source has a clip"):
+        make_mixture(sizes, [phase], step_clips=8, lanes=8, **SHAPE)
 
 
 def test_a_billion_steps_in_is_counted_at_once() -> None:
