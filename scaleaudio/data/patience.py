@@ -7,6 +7,7 @@ caller: there the kernel decides how long a read takes.
 
 from __future__ import annotations
 
+import atexit
 import random
 import re
 import threading
@@ -37,6 +38,12 @@ _REFUSED = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
     r"|Bucket '.*' not found|\b40[134], message=|HTTP status 40[134]"
 )
+
+
+# A thread that comes back from a read while the interpreter is being taken down aborts it: so long a program that ends
+# waits for those under way.
+END_SECONDS = 2.0
+_lock, _threads = threading.Lock(), WeakSet[threading.Thread]()
 
 
 class WrongShard(OSError):
@@ -99,6 +106,8 @@ class Patience:
                 raise OSError(f"{len(self._given_up)} reads before it are still without an answer")
             self._waiting.add(future)  # type: ignore[arg-type]
         thread.start()
+        with _lock:
+            _threads.add(thread)
         if self._stopped.is_set():
             raise OSError("no longer wanted")
         try:
@@ -124,6 +133,15 @@ def _run(action: Callable[[], Result], future: Future[Result]) -> None:
 def _settle(future: Future[Result], error: BaseException) -> None:
     with suppress(InvalidStateError):
         future.set_exception(error)
+
+
+@atexit.register
+def _let_end() -> None:
+    end = time.monotonic() + END_SECONDS
+    with _lock:
+        threads = list(_threads)
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 def may_pass(error: Exception) -> bool:

@@ -214,6 +214,26 @@ def test_a_program_ends_although_storage_never_answered(gate: Gate) -> None:
     assert done.stdout.startswith("gave up: no answer in 1 s")
 
 
+LATE = """
+import time
+from scaleaudio.data.patience import Patience
+
+def late():
+    time.sleep(0.5)
+    print("ended")
+
+try:
+    Patience(0.1, 0.1).read(late, remote=True)
+except OSError as error:
+    print("gave up:", error)
+"""
+
+
+def test_a_program_that_ends_lets_reads_under_way_end_first() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], timeout=60, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "gave up: no answer in 0.1 s\nended\n"
+
+
 def test_what_time_will_not_mend_is_tried_only_twice_and_the_rest_until_the_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
