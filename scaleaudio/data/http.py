@@ -17,6 +17,10 @@ from pyarrow import fs
 from scaleaudio.errors import InputError
 
 
+class NoRanges(OSError):
+    """A server that gives files only whole: asking again will not help."""
+
+
 def filesystem() -> Any:
     """A pyarrow FileSystem whose paths are whole urls.
 
@@ -38,7 +42,7 @@ class _Handler(fs.FSSpecHandler):  # type: ignore[misc]
             # Not cached in blocks of 5 MiB, as by default: what is read here is read once.
             file = self.fs.open(path, "rb", cache_type="none")
         if not file.seekable() or file.size is None:
-            raise OSError(f"{path}: the server does not say how long the file is, or gives no ranges of it")
+            raise NoRanges(f"{path}: the server does not say how long the file is, or gives no ranges of it")
         return pa.PythonFile(_Ranged(file, path), mode="r")
 
     def get_file_info(self, paths: list[str]) -> Any:
@@ -89,4 +93,6 @@ def _as_os_errors(url: str) -> Iterator[None]:
     except OSError:
         raise
     except (ClientError, ValueError) as error:
+        if "range requests" in str(error):
+            raise NoRanges(f"{url}: the server gives no ranges of its files; use one that answers Range") from error
         raise OSError(f"{url}: {error or type(error).__name__}") from error

@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 import pyarrow as pa
 
+from scaleaudio.data.http import NoRanges
 from scaleaudio.errors import InputError
 
 Result = TypeVar("Result")
@@ -145,9 +146,9 @@ def _let_end() -> None:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether what `read` raised may be gone after a while: no missing file, and no refusal."""
+    """Whether what `read` raised may be gone after a while: no missing file, no refusal, no server without ranges."""
     cause = error.__cause__ if isinstance(error, InputError) else error
-    if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError | WrongShard):
+    if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError | WrongShard | NoRanges):
         return False
     return not _REFUSED.search(str(cause))
 

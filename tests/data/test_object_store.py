@@ -309,6 +309,10 @@ def test_a_web_server_without_ranges_or_a_missing_page_is_a_named_error(shards: 
     with web_server(shards, Plain) as url:
         with pytest.raises(OSError, match=r"0\.tar.*range"):
             read_some(f"{url}/0.tar")
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"index\.parquet.*no ranges"):
+            verify(url)
+        assert time.monotonic() - start < 10  # not tried for minutes
         with pytest.raises(FileNotFoundError, match=r"none\.tar"):
             storage.read_bytes(f"{url}/none.tar")
         with pytest.raises(InputError, match=r"no index\.parquet here|lists no files"):
