@@ -34,6 +34,7 @@ SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "http",
 _SECRETS = ("key", "secret", "token", "password", "passwd", "pwd", "signature", "credential", "authorization", "jwt")
 _SECRET_NAMES = ("sig", "auth", "oauth", "code")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_HOST = re.compile(r"^(\[[^\]]*\]|[^:]*)(:\d+)?$")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -95,12 +96,14 @@ def check_no_credentials(url: str) -> str:
     match = _SCHEME.match(url)
     if match is None:
         return url
-    address, _, query = url[match.end() :].partition("?")
+    address, *queries = re.split("[?#]", url[match.end() :])
     user, at, host = address.partition("/")[0].rpartition("@")
     held = "a password" if at and ":" in user else None
     if at and _is_http(url):  # elsewhere it may name a container: abfs://container@account
         held = held or "a name or token before the @"
-    for key, value in parse_qsl(query, keep_blank_values=True):
+    if not at and "@" in url and not _HOST.match(host):  # cut short by a / or ? in the password
+        held, host = "a password", re.split("[/?#]", url.rpartition("@")[2])[0]
+    for key, value in parse_qsl("&".join(queries).replace(";", "&"), keep_blank_values=True):
         plain = key.lower().replace("-", "").replace("_", "")
         if plain in _SECRET_NAMES or any(secret in plain for secret in _SECRETS):
             held = f"a credential ({key}=...)"
@@ -108,7 +111,7 @@ def check_no_credentials(url: str) -> str:
             held = "a password (in endpoint_override)"
     if held:
         raise InputError(
-            f'"{match[0]}{host or address}": this address holds {held}, which would be logged and saved with the run. '
+            f'"{match[0]}{host}": this address holds {held}, which would be logged and saved with the run. '
             "Take it out; credentials come from the environment, such as AWS_ACCESS_KEY_ID or a profile"
         )
     return url

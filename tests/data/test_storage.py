@@ -106,6 +106,15 @@ def test_an_empty_path_is_refused_and_does_not_mean_the_root_folder():
         ("abfs://box@account/a?account_key=hunter2", "account_key"),
         ("https://hunter2@host/a.tar", "a name or token"),
         ("HTTP://hunter2@host/a.tar", "a name or token"),
+        ("s3://AKIA:hunter2@/a", "a password"),
+        ("https://me:a/hunter2@host/x", "a password"),
+        ("https://me:hunter2/a@host/x", "a password"),
+        ("https://me:hunter2?a@host/x", "a password"),
+        ("s3://AKIA:hunter2/de@bucket/x", "a password"),
+        ("https://host/a.tar#token=hunter2", "token"),
+        ("https://host/a.tar?x=1#access_token=hunter2", "access_token"),
+        ("https://host/a.tar?x=1;token=hunter2", "token"),
+        ("https://host/a.tar?X-Amz-Credential=hunter2", "X-Amz-Credential"),
         *((f"https://host/a.tar?{key}=hunter2", key) for key in ("auth", "pwd", "jwt", "code", "credential")),
     ],
 )
@@ -123,6 +132,9 @@ def test_an_address_with_credentials_is_refused_without_repeating_them(url, held
         "abfs://box@account.dfs.core.windows.net/a",
         "a@b:c?key=1",
         "https://host/a@b.tar?encoding=utf-8&author=me",
+        "https://host:8080/a@b.tar#part",
+        "http://[::1]:8080/a@b.tar",
+        "s3://bucket/a#1@b.tar",
     ],
 )
 def test_an_address_without_credentials_is_not(url):
