@@ -96,6 +96,7 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 
 def bytes_of(url: str, row: dict[str, Any]) -> bytes:
     """The bytes of the tar at `url` that a row of its sample table names."""
-    data = storage.read_bytes(url)[row["offset"] : row["offset"] + row["size"]]
+    with storage.open_input(url) as file:
+        data = bytes(file.read_at(row["size"], row["offset"]))
     assert len(data) == row["size"]
     return data
