@@ -24,9 +24,12 @@ from torch import Tensor
 
 
 class Settings(BaseModel):
-    """Base of every config: frozen, and an unknown key is an error; a traceback does not show what was given."""
+    """Base of every config: frozen; an unknown key is an error, as is a number that is none (.nan) or endless (.inf).
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    A traceback does not show what was given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

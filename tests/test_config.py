@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"name": "a/b"}, "name 'a/b': string should match pattern"),
         ({"encoder.kind": "nope"}, "encoder {'kind': 'nope'}: input tag 'nope'"),
         ({"negatives": {"kind": "none", "time_strength": 0.1}}, "negatives.time_strength: negatives of kind 'none'"),
+        ({"data.cache_gb": math.inf}, "data.cache_gb inf: input should be a finite number"),
+        ({"data.chunk_samples": 10**30}, "data.chunk_samples 1000000000000000000000000000000: input should be less"),
+        ({"data.window_samples": 10**30}, "data.window_samples 1000000000000000000000000000000: input should be less"),
+        ({"data.fetch_ahead": 10**6}, "data.fetch_ahead 1000000: input should be less than or equal to 1000"),
         ({"data.lanes": 3}, "data: lanes 3 does not divide global_batch 16"),
         ({"data.lanes": 16}, "data.lanes 16 of data.global_batch 16 leave 1 clip a lane: mixup needs a partner"),
         ({"negatives.time_strength": 0.05}, "negatives.time_strength 0.05: inside the dead zone"),

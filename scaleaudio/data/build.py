@@ -49,7 +49,7 @@ class BuildConfig(ConvertConfig):
     where: dict[str, str] = Field(default_factory=dict, description="keep rows whose label columns have these values")
     licence: str | None = Field(default=None, description="licence of the audio, where no column `licence` says it")
     max_file_bytes: int = Field(default=1 << 30, ge=1, description="larger files are refused: a file is held in memory")
-    file_timeout_seconds: int = Field(default=600, ge=1, description="a file that takes longer is refused")
+    file_timeout_seconds: int = Field(default=600, ge=1, le=10**6, description="a file that takes longer is refused")
     num_workers: int | None = Field(
         default=None,
         ge=0,

@@ -29,7 +29,9 @@ class ConvertConfig(Settings):
     keep_bytes: bool = Field(default=False, description="store each file's own bytes (not mixed, resampled or cut)")
     min_seconds: float = Field(default=0.1, gt=0, description="shorter files are refused")
     max_seconds: float = Field(default=86_400, gt=0, description="longer files are refused")
-    piece_seconds: float = Field(default=30, gt=0, description="longer files are cut into equal pieces of at most this")
+    piece_seconds: float = Field(
+        default=30, gt=0, le=1e9, description="longer files are cut into equal pieces of at most this"
+    )
     silence_peak: float = Field(
         default=1e-4, ge=0, lt=1, description="audio that swings less than this is refused; 0 keeps it"
     )

@@ -197,9 +197,10 @@ def _suffix(member: Entry) -> str:
 
 
 def _json_text(data: bytes) -> str | None:
-    """`data` as JSON of one form, or None where it is none."""
+    """`data` as JSON of one form, NaN as null and Infinity as text; None where it is none."""
     try:
-        text = json.dumps(json.loads(data), ensure_ascii=False, sort_keys=True)
+        label = json.loads(data, parse_constant={"NaN": None, "Infinity": "inf", "-Infinity": "-inf"}.get)
+        text = json.dumps(label, ensure_ascii=False, sort_keys=True, allow_nan=False)
         text.encode()  # half a surrogate pair, which JSON may name, is no text
     except (ValueError, RecursionError):
         return None

@@ -72,7 +72,7 @@ class ShardWriter:
             self._start()
         start = self._tar.tarstream.offset
         self._tar.write({"__key__": key, member.suffix: member.data})
-        text = json.dumps(label, ensure_ascii=False, sort_keys=True)
+        text = json.dumps(label, ensure_ascii=False, sort_keys=True, allow_nan=False)
         self._tar.write({"__key__": key, "json": text.encode()})
         self._samples.append(
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -72,9 +73,7 @@ def _folder(src: str, where: Mapping[str, str], outside: str | None) -> Listing:
         _check_where(where, rows.values(), table)
     listing, seen = Listing(), set()
     prefix = storage.join(src, "x").partition("?")[0][:-1]
-    for entry in storage.list_entries(src):
-        if outside and entry.url.startswith(storage.join(outside, "x")[:-1]):
-            continue
+    for entry in storage.list_entries(src, outside=outside):
         name = entry.url.partition("?")[0].removeprefix(prefix) if "://" in src else entry.url.removeprefix(prefix)
         key = name if name in rows else name.removeprefix("audio/")
         if not _may_be_audio(name) and key not in rows:
@@ -118,7 +117,7 @@ def _list(src: str, where: Mapping[str, str]) -> Listing:
 
 
 def read_rows(url: str) -> list[tuple[str, dict[str, Any]]]:
-    """(name, labels) of every row of a CSV or Parquet list; empty labels are left out.
+    """(name, labels) of every row of a CSV or Parquet list; empty labels and NaN are left out.
 
     Raises:
         InputError: not readable as such a list, or without a column `path` or `filename`.
@@ -139,7 +138,9 @@ def read_rows(url: str) -> list[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(rows, start=2):
         if not row[column] or None in row:
             raise InputError(f"{url}: row {number} has no {column}, or more fields than the header")
-    return [(str(row.pop(column)), {k: _plain(v) for k, v in row.items() if v not in (None, "")}) for row in rows]
+    return [
+        (str(row.pop(column)), {k: _plain(v) for k, v in row.items() if v not in (None, "") and v == v}) for row in rows
+    ]
 
 
 def _by_name(url: str) -> dict[str, dict[str, Any]]:
@@ -147,8 +148,9 @@ def _by_name(url: str) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    """`value` as JSON can hold it: Infinity, a date or a list as text."""
+    is_plain = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_plain else str(value)
 
 
 def _below(folder: str, name: str) -> str:

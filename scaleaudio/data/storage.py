@@ -15,7 +15,9 @@ import os
 import re
 import secrets
 import shutil
+import stat as stats
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -141,33 +143,62 @@ def is_folder(url: str) -> bool:
     return bool(_type_of(url) == fs.FileType.Directory)
 
 
-def list_entries(url: str, suffix: str = "") -> list[FileEntry]:
-    """Every file below the folder `url` whose name ends in `suffix`, sorted by url; empty where there is no folder.
+def list_entries(url: str, suffix: str = "", *, outside: str | None = None) -> list[FileEntry]:
+    """Every file below the folder `url` whose path ends in `suffix`, sorted by url; empty where there is no folder.
+
+    Links are followed, but no folder is listed twice: so links that lead in circles end. `outside` is a folder that is
+    not looked into, however it is spelt.
 
     Raises:
         InputError: a web server that does not list its folders.
     """
     filesystem, path = open_url(url)
+    if is_local(url):
+        passed = os.path.realpath(open_url(outside)[1]) if outside is not None and is_local(outside) else None
+        return sorted(_walk(url, os.path.realpath(path), suffix, passed))
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     root = path.rstrip("/") + "/"
-    try:
-        files = [info for info in found if info.type == fs.FileType.File and info.path.endswith(suffix)]
-    except UnicodeDecodeError:  # pyarrow cannot give a name that is no UTF-8
-        return _walk(path, suffix)
+    passed = join(outside, "x").partition("?")[0][:-1] if outside is not None else None
+    files = [info for info in found if info.type == fs.FileType.File and info.path.endswith(suffix)]
     if _is_http(url) and not files:
         raise InputError(
             f'"{url}": this server lists no files here. Name an index that lies there: data.url URL/index.parquet'
         )
-    return sorted(
-        FileEntry(join(url, info.path.removeprefix(root)), info.size or 0, info.mtime_ns or 0) for info in files
-    )
+    entries = [FileEntry(join(url, info.path.removeprefix(root)), info.size or 0, info.mtime_ns or 0) for info in files]
+    return sorted(entry for entry in entries if passed is None or not entry.url.startswith(passed))
 
 
-def _walk(path: str, suffix: str) -> list[FileEntry]:
-    """`list_entries` of a local folder; names that are no UTF-8 hold surrogates, and `open_input` refuses them."""
-    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names if name.endswith(suffix)]
-    infos = [(str(file), file.stat()) for file in files if file.is_file()]
-    return sorted(FileEntry(name, info.st_size, info.st_mtime_ns) for name, info in infos)
+def _walk(url: str, path: str, suffix: str, outside: str | None) -> Iterator[FileEntry]:
+    """`list_entries` of a local folder: links come last, so that a file goes by its own name where it has one.
+
+    Names that are no UTF-8 hold surrogates, and `open_input` refuses them.
+    """
+    seen = {outside}
+    folders, links = deque([("", path)]), deque[tuple[str, str]]()
+    while folders or links:
+        below, real = (folders or links).popleft()
+        if real in seen:
+            continue
+        seen.add(real)
+        for name, info, target in _children(real):
+            if stats.S_ISDIR(info.st_mode):
+                (folders if target is None else links).append((f"{below}{name}/", target or os.path.join(real, name)))
+            elif stats.S_ISREG(info.st_mode) and f"/{below}{name}".endswith(suffix):
+                yield FileEntry(join(url, below + name), info.st_size, info.st_mtime_ns)
+
+
+def _children(folder: str) -> Iterator[tuple[str, os.stat_result, str | None]]:
+    """The name of each thing in `folder`, what it is, and where it leads when it is a link; none that leads nowhere."""
+    try:
+        children = sorted(os.scandir(folder), key=lambda child: child.name)
+    except FileNotFoundError:
+        return
+    for child in children:
+        try:
+            yield child.name, child.stat(), os.path.realpath(child.path) if child.is_symlink() else None
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:

@@ -42,9 +42,12 @@ class DataConfig(Settings):
     )
     global_batch: int = Field(128, ge=1, description="crops of one step over all workers (G)")
     lanes: int = Field(8, ge=1, description="sequences that make up a batch (L): divides G, at least one a worker")
-    chunk_samples: int = Field(32, ge=1, description="neighbouring samples that one ranged read brings")
+    chunk_samples: int = Field(32, ge=1, le=10**6, description="neighbouring samples that one ranged read brings")
     window_samples: int = Field(
-        256, ge=1, description="samples of a lane that are shuffled among themselves, and held when not on a local disk"
+        256,
+        ge=1,
+        le=10**9,
+        description="samples of a lane that are shuffled among themselves, and held when not on a local disk",
     )
     crops_per_clip: int = Field(1, ge=1, description="crops of each clip that is read, in the same step; divides G / L")
     short_clips: ShortClips = Field(
@@ -52,13 +55,15 @@ class DataConfig(Settings):
     )
     num_threads: int = Field(2, ge=1, description="decoding threads of a worker")
     num_read_threads: int = Field(4, ge=1, description="reading threads of a worker; they mostly wait for storage")
-    read_ahead: int = Field(4, ge=0, description="steps whose clips are decoded before they are asked for")
-    fetch_ahead: int = Field(4, ge=0, description="further steps whose windows are requested by then")
+    read_ahead: int = Field(4, ge=0, le=1000, description="steps whose clips are decoded before they are asked for")
+    fetch_ahead: int = Field(4, ge=0, le=1000, description="further steps whose windows are requested by then")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="the part of the clips that may be unusable")
     stall_seconds: float = Field(20, gt=0, description="a read from afar without an answer for so long is tried anew")
     read_deadline_seconds: float = Field(120, gt=0, description="no read is tried again after so long")
     cache_dir: str | None = Field(None, description="local folder that keeps what was read from afar")
-    cache_gb: float = Field(10, gt=0, description="at most so much is kept there, by all workers of the machine")
+    cache_gb: float = Field(
+        10, gt=0, le=1e9, description="at most so much is kept there, by all workers of the machine"
+    )
 
     @field_validator("url", "sources")
     @classmethod

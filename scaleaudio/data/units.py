@@ -61,8 +61,8 @@ def run_units(
     Raises:
         OSError: what `out` answered when it could not be written.
     """
-    done = set(storage.list_files(units[0].work, ".json")) if units else set()
-    pending = {unit.number: unit for unit in units if unit.marker not in done}
+    there = set(storage.list_files(units[0].out)) if units else set()
+    pending = {unit.number: unit for unit in units if not _is_done(unit, there)}
     for unit in units:
         if unit.number not in pending:
             on_done(unit)
@@ -77,6 +77,14 @@ def run_units(
             pending = {n: replace(unit, at=f"{notes}/{n}") for n, unit in pending.items()}
             _in_processes(pending, min(num_workers or _num_cores(), len(pending)), on_done)
     return [json.loads(storage.read_bytes(unit.marker)) for unit in units]
+
+
+def _is_done(unit: Unit, there: set[str]) -> bool:
+    """Whether its marker says so, and the files of its shards are `there` too."""
+    if unit.marker not in there:
+        return False
+    shards = json.loads(storage.read_bytes(unit.marker))["shards"]
+    return all(storage.join(unit.out, row[kind]) in there for row in shards for kind in ("shard", "samples"))
 
 
 def build_apart(unit: Unit) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from pydantic import ValidationError
 from streams import bytes_of
 
 from scaleaudio.data import storage
-from scaleaudio.data.build import BuildConfig, BuildSummary, build
+from scaleaudio.data.build import BuildConfig, BuildSummary, _units, build
 from scaleaudio.data.convert import ConvertConfig, convert
 from scaleaudio.data.index import ShardIndex, read_parquet
 from scaleaudio.data.shards import verify
+from scaleaudio.data.sources import list_audio
+from scaleaudio.data.units import run_units
 from scaleaudio.errors import DecodeError, InputError
 
 HERE = BuildConfig(num_workers=0)
@@ -200,6 +204,51 @@ def test_a_finished_build_that_lost_tars_says_so(tmp_path):
     with pytest.raises(InputError, match=r"1 of its \d+ tars are gone.*--fresh"):
         build(src, out, HERE)
     assert build(src, out, HERE, fresh=True).samples == 6 and verify(out) == []
+
+
+def test_units_that_lost_tars_before_the_build_was_finished_are_built_again(tmp_path):
+    out = f"{tmp_path}/out"
+    units = _units(out, list_audio(corpus(tmp_path / "src"), {}).files, HERE)
+    results = run_units(units, 0, lambda unit: None)
+    whole, kept = contents(out), os.stat(f"{out}/shard-000000-00.tar").st_mtime_ns
+    os.unlink(f"{out}/shard-000001-00.tar")
+    os.unlink(f"{out}/samples/shard-000002-00.parquet")
+    assert run_units(units, 0, lambda unit: None) == results
+    assert contents(out) == whole and os.stat(f"{out}/shard-000000-00.tar").st_mtime_ns == kept
+
+
+def test_a_build_into_its_own_source_is_the_same_build_however_it_is_spelt(tmp_path, monkeypatch):
+    src = corpus(tmp_path / "src")
+    monkeypatch.chdir(src)
+    done = build(".", "out", HERE)
+    assert done.accepted == 6 and done.rejected == 0
+    for src, out in [(".", "./out/"), (".", f"{tmp_path}/src/out"), ("../src", "out"), (str(tmp_path / "src"), "out")]:
+        assert build(src, out, HERE) == done
+
+
+def test_labels_that_are_no_number_are_left_out_and_every_label_is_json(tmp_path):
+    put(tmp_path / "src", a_dot_wav=encode(noise()), b_dot_wav=encode(noise(seed=1)))
+    table = pa.table({"path": ["a.wav", "b.wav"], "y": [math.nan, -math.inf], "z": [1.5, math.nan]})
+    pq.write_table(table, tmp_path / "src" / "list.parquet")
+    build(f"{tmp_path}/src/list.parquet", f"{tmp_path}/out", HERE)
+    read = [json.loads(row["label"], parse_constant=pytest.fail)["labels"] for row in samples(tmp_path / "out")]
+    assert read == [{"z": 1.5}, {"y": "-inf"}]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"piece_seconds": math.inf},
+        {"piece_seconds": 1e300},
+        {"max_seconds": math.inf},
+        {"min_seconds": math.nan},
+        {"file_timeout_seconds": 99_999_999_999},
+    ],
+)
+def test_endless_settings_are_refused_by_name(setting):
+    with pytest.raises(ValidationError, match=r"less than or equal|finite number") as refusal:
+        BuildConfig(**setting)
+    assert refusal.value.errors()[0]["loc"] == tuple(setting)
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path):

@@ -1,6 +1,7 @@
 """Bytes at an address: atomic, refused where a shell would run."""
 
 import os
+from itertools import product
 
 import pytest
 
@@ -67,6 +68,26 @@ def test_listing_is_sorted_recursive_and_empty_for_a_missing_folder(tmp_path):
         storage.write_atomic(f"{tmp_path}/{name}", b"x")
     assert storage.list_files(str(tmp_path), ".tar") == [f"{tmp_path}/a/c.tar", f"{tmp_path}/b.tar"]
     assert storage.list_files(f"{tmp_path}/none") == []
+
+
+def test_links_are_followed_and_those_that_lead_in_circles_or_nowhere_end(tmp_path):
+    for name in ("src/a/b/x", "apart/y"):
+        storage.write_atomic(f"{tmp_path}/{name}", b"x")
+    for at, target in [("0", "."), ("a/up", ".."), ("a/b/top", "../.."), ("a/b/self", "self"), ("none", "nothing")]:
+        (tmp_path / "src" / at).symlink_to(target)
+    (tmp_path / "src" / "linked").symlink_to(tmp_path / "apart")
+    assert storage.list_files(f"{tmp_path}/src") == [f"{tmp_path}/src/a/b/x", f"{tmp_path}/src/linked/y"]
+
+
+def test_a_folder_is_passed_over_however_it_is_spelt(tmp_path, monkeypatch):
+    for name in ("src/x", "src/out/y", "src/outer/z"):
+        storage.write_atomic(f"{tmp_path}/{name}", b"x")
+    (tmp_path / "link").symlink_to("src/out")
+    monkeypatch.chdir(tmp_path / "src")
+    spellings = ("out", "./out/", "../src/out", f"{tmp_path}/src//out", f"file://{tmp_path}/src/out", "../link")
+    for src, outside in product((".", "./", "../src", str(tmp_path / "src"), f"file://{tmp_path}/src"), spellings):
+        left = storage.list_entries(src, outside=outside)
+        assert [entry.url.rpartition("/")[2] for entry in left] == ["z", "x"], (src, outside)
 
 
 def test_stat_answers_none_for_what_is_not_a_file(tmp_path):

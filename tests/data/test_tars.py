@@ -237,6 +237,13 @@ def test_a_label_that_makes_no_sense_costs_the_label_and_not_the_clip(tmp_path: 
     assert ShardIndex.load(str(tmp_path)).samples(0)["label"].to_pylist() == [None, None]
 
 
+def test_a_label_with_numbers_that_json_has_not_is_indexed_as_json(tmp_path: Path) -> None:
+    text = b'{"y": NaN, "z": [1.5, -Infinity]}'
+    (tmp_path / "a.tar").write_bytes(tar([("a.flac", flac()), ("a.json", text)]))
+    index(str(tmp_path))
+    assert ShardIndex.load(str(tmp_path)).samples(0)["label"].to_pylist() == ['{"y": null, "z": [1.5, "-inf"]}']
+
+
 def test_tars_of_webdatasets_writer_are_indexed_with_their_labels(tmp_path: Path) -> None:
     with webdataset.TarWriter(f"{tmp_path}/a.tar") as out:
         for number in range(3):
