@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from scaleaudio.data.decode import ShortClips, decode_crop
-from scaleaudio.data.fetch import Fetcher, Member
+from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.order import Integers, Order
+from scaleaudio.data.ranges import Member
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.errors import DecodeError
 from scaleaudio.types import Batch, Reject, keyed_seed

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from scaleaudio.data.fetch import Fetcher, Member
+from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.ranges import Member
 from scaleaudio.evaluate.embeddings import Source, dim_of, embed_clips
 
 CHUNK_SAMPLES = 32

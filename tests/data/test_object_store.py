@@ -24,7 +24,7 @@ import webdataset
 from pyarrow import fs
 from servers import Gate, RangeHandler, s3_server, web_server
 
-from scaleaudio.data import fetch, patience, storage
+from scaleaudio.data import fetch, patience, ranges, storage
 from scaleaudio.data import index as index_module
 from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
@@ -337,10 +337,10 @@ def test_no_read_is_longer_than_a_run_may_be_unless_one_clip_is(shards: Path, mo
     monkeypatch.setattr(Ranges, "sizes", [])
     expected = read(str(shards))
     with web_server(shards, Ranges) as url:
-        monkeypatch.setattr(fetch, "MAX_RUN_BYTES", 7000)  # two clips with their headers
+        monkeypatch.setattr(ranges, "MAX_RUN_BYTES", 7000)  # two clips with their headers
         assert_same(read(url, chunk_samples=4), expected)
         assert 4000 < max(Ranges.sizes) <= 7000
-        monkeypatch.setattr(fetch, "MAX_RUN_BYTES", 100)
+        monkeypatch.setattr(ranges, "MAX_RUN_BYTES", 100)
         assert_same(read(url, chunk_samples=4), expected)
 
 
