@@ -33,6 +33,9 @@ Result = TypeVar("Result")
 MAX_HELD_BYTES = 1 << 29
 # A shard that could not be reached until the deadline fails at once for so long; then one clip tries again.
 COOL_DOWN_SECONDS = 60.0
+# How the reasons begin that lie with storage, not with the clip.
+UNREADABLE = "cannot be read"
+CHANGED = "its bytes are not those of the index"
 
 
 class Fetcher:
@@ -128,7 +131,7 @@ class Fetcher:
         # Alone, and anew where it was read ahead: it may have broken on its way, or in a cache.
         data = self._patiently(member.shard, member.url, lambda: read_members([member]), member.size)[0]
         if not _is_whole(member, data):
-            raise DecodeError("its bytes are not those of the index: the shard changed since it was indexed, or broke")
+            raise DecodeError(f"{CHANGED}: the shard changed since it was indexed, or broke")
         return data
 
     def name(self, number: int) -> tuple[str, str]:
@@ -202,7 +205,7 @@ class Fetcher:
         try:
             result = self._patience.read(action, remote=remote, num_bytes=num_bytes, briefly=briefly)
         except (OSError, InputError, pa.ArrowException) as error:
-            reason = f"cannot be read: {' '.join(str(error).split())}"
+            reason = f"{UNREADABLE}: {' '.join(str(error).split())}"
             self._failed.add(name)
             if remote and may_pass(error):
                 self._unreachable[name] = time.monotonic() + COOL_DOWN_SECONDS, reason

@@ -55,7 +55,7 @@ class Tally:
         self._num_clips += num_clips
         rejects = tuple(rejects)
         for reject in rejects:
-            kind = _kind(reject)
+            kind = kind_of(reject)
             self._counts[kind] += 1
             self._recent.append((self._num_clips, kind))
             self._examples.setdefault(kind, reject)
@@ -83,6 +83,6 @@ class Tally:
         return "; ".join(lines)
 
 
-def _kind(reject: Reject) -> str:
+def kind_of(reject: Reject) -> str:
     """The reason, without what belongs to that clip or shard alone."""
     return _PARTICULAR.sub("#", reject.reason.replace(reject.shard.rpartition("/")[2], "#"))

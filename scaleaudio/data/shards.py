@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import IO, Any
 
+import pyarrow as pa
 from rich.progress import track
 
 from scaleaudio.data import storage
@@ -24,6 +28,7 @@ from scaleaudio.errors import InputError
 
 BLOCK_BYTES = 1 << 20
 TAR_HEADER_BYTES = 512
+_NUM_VERIFIED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,8 @@ def verify(url: str, *, progress: bool = False) -> list[Damage]:
         InputError: there is no index at `url`.
     """
     shards = ShardIndex.load(url)
-    with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda shard: _verify_shard(shards, shard), range(len(shards.shards)))
-        damages = [
-            damage for some in track(found, "verify", len(shards.shards), disable=not progress) for damage in some
-        ]
+    found = track(_verify_all(shards), "verify", len(shards.shards), disable=not progress)
+    damages = [damage for some in found for damage in some]
     named = {shards.shard_url(shard) for shard in range(len(shards.shards))}
     try:
         strangers = [tar for tar in storage.list_files(shards.url, ".tar") if tar not in named]
@@ -169,30 +171,44 @@ def num_unchecked(url: str) -> int:
     return int(ShardIndex.load(url).shards["checksum"].null_count)
 
 
+def _verify_all(shards: ShardIndex) -> Iterator[list[Damage]]:
+    """The damages of each shard in order; a few shards are read at a time, and no more are under way."""
+    numbers = iter(range(len(shards.ends)))
+    with ThreadPoolExecutor(_NUM_VERIFIED_AT_ONCE) as pool:
+        ahead = deque(pool.submit(_verify_shard, shards, shard) for shard in islice(numbers, 2 * _NUM_VERIFIED_AT_ONCE))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(_verify_shard, shards, shard) for shard in islice(numbers, 1))
+
+
 def _verify_shard(shards: ShardIndex, shard: int) -> list[Damage]:
-    row, url = shards.shards.slice(shard, 1).to_pylist()[0], shards.shard_url(shard)
-    name = row["shard"]
+    damages: list[Damage] = []
+    name = shards.row(shard).shard
     try:
-        samples = shards.samples(shard).to_pylist()
-        num_bytes, checksum = Patience().read(
-            lambda: _size_and_sha256(url, whole=row["checksum"] is not None),
-            remote=not storage.is_local(url),
-            num_bytes=row["num_bytes"],
-        )
+        _compare(shards, shard, damages)
     except FileNotFoundError:
-        return [Damage(name, "", "missing")]
-    except (InputError, OSError) as error:
-        return [Damage(name, "", str(error))]
-    damages = []
+        damages.append(Damage(name, "", "missing"))
+    except (InputError, OSError, pa.ArrowException) as error:
+        damages.append(Damage(name, "", str(error)))
+    return damages
+
+
+def _compare(shards: ShardIndex, shard: int, damages: list[Damage]) -> None:
+    """Adds the damages of a shard to `damages`, patient with storage; what cannot be read raises."""
+    row, url = shards.shards.slice(shard, 1).to_pylist()[0], shards.shard_url(shard)
+    name, patient = row["shard"], partial(Patience().read, remote=not storage.is_local(url))
+    samples = patient(lambda: shards.samples(shard)).to_pylist()
+    num_bytes, checksum = patient(
+        lambda: _size_and_sha256(url, whole=row["checksum"] is not None), num_bytes=row["num_bytes"]
+    )
     if num_bytes != row["num_bytes"]:
         damages.append(Damage(name, "", f"expected {row['num_bytes']} bytes, found {num_bytes}"))
     if checksum != row["checksum"] or damages:
-        damages += list(_damaged_members(name, url, samples, num_bytes))
+        damages += patient(lambda: list(_damaged_members(name, url, samples, num_bytes)), num_bytes=num_bytes)
     if checksum != row["checksum"] and not damages:
         damages.append(Damage(name, "", "its sha256 differs, outside the audio members (headers or .json)"))
     if checksum == row["checksum"]:
         damages += [Damage(name, sample["member"], fault) for sample in samples if (fault := _fault(sample, num_bytes))]
-    return damages
 
 
 def _fault(sample: dict[str, Any], num_bytes: int) -> str | None:

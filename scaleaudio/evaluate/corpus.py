@@ -18,13 +18,17 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from scaleaudio.data.fetch import Fetcher
+from scaleaudio.data import storage
+from scaleaudio.data.fetch import CHANGED, UNREADABLE, Fetcher
 from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.patience import Patience
 from scaleaudio.data.ranges import Member
+from scaleaudio.errors import InputError
 from scaleaudio.evaluate.embeddings import Source, dim_of, embed_clips
 
 CHUNK_SAMPLES = 32
 READS_AHEAD = 4
+PROCESS_DIED = "the process that embeds it dies of it"
 
 
 @dataclass(frozen=True)
@@ -60,29 +64,34 @@ def part_schema(embedding_dim: int) -> pa.Schema:
 
 
 def embed_unit(encoder: nn.Module, unit: CorpusUnit) -> pa.Table:
-    """The table of a unit, in tar order (`part_schema`).
+    """The table of a unit, in tar order (`part_schema`); all are refused where its sample table cannot be read.
 
     Args:
         encoder: in eval mode, as `scaleaudio.load` gives it.
         unit: what is embedded.
-
-    Raises:
-        InputError: the sample table of its shard is missing or damaged.
     """
-    fetcher = Fetcher(unit.index, CHUNK_SAMPLES)
+    patience = Patience()
+    names, fault = _names(unit, patience)
+    if fault:
+        return _refused(unit, names, dim_of(encoder), fault)
+    fetcher = Fetcher(unit.index, CHUNK_SAMPLES, patience=patience)
     with ThreadPoolExecutor(READS_AHEAD, thread_name_prefix="scaleaudio-read") as readers:
         sources = _sources(fetcher, np.arange(unit.start, unit.stop), readers)
         made, reasons = embed_clips({"the encoder": encoder}, sources, len(unit))
     (embedding_ND,) = made.values()
     for place in np.flatnonzero(~np.isfinite(embedding_ND).all(axis=1)).tolist():
         reasons.setdefault(place, "its embedding holds NaN or infinity")
-    return _table(unit, embedding_ND, reasons)
+    return _table(unit, names, embedding_ND, reasons)
 
 
 def refused(unit: CorpusUnit, embedding_dim: int, reason: str) -> pa.Table:
     """The table of a unit none of whose samples could be embedded, for one reason."""
-    nothing_ND = np.full((len(unit), embedding_dim), np.nan, np.float32)
-    return _table(unit, nothing_ND, dict.fromkeys(range(len(unit)), reason))
+    return _refused(unit, _names(unit, Patience())[0], embedding_dim, reason)
+
+
+def is_passing(reason: str) -> bool:
+    """Whether a clip refused for `reason` may be usable another time: neither its audio nor the model is at fault."""
+    return reason.startswith((UNREADABLE, CHANGED, PROCESS_DIED))
 
 
 def model_digest(encoder: nn.Module) -> str:
@@ -111,8 +120,23 @@ def _bytes(fetcher: Fetcher, read: Future[dict[int, Member]], number: int) -> by
     return fetcher.load(members.pop(number) if number in members else fetcher.find(number))
 
 
-def _table(unit: CorpusUnit, embedding_ND: np.ndarray[Any, Any], reasons: dict[int, str]) -> pa.Table:
-    samples = unit.index.samples(0).select(["key", "label"]).slice(unit.start, len(unit))
+def _names(unit: CorpusUnit, patience: Patience) -> tuple[pa.Table, str]:
+    """The keys and labels of a unit's samples, and ""; where they cannot be read, rows stand for keys, and why."""
+    try:
+        samples = patience.read(lambda: unit.index.samples(0), remote=not storage.is_local(unit.index.url))
+    except (OSError, InputError, pa.ArrowException) as error:
+        rows = pa.array([f"row {row}" for row in range(unit.start, unit.stop)])
+        why = f"{UNREADABLE}: {' '.join(str(error).split())}"
+        return pa.table({"key": rows, "label": pa.nulls(len(unit), pa.string())}), why
+    return samples.select(["key", "label"]).slice(unit.start, len(unit)), ""
+
+
+def _refused(unit: CorpusUnit, names: pa.Table, embedding_dim: int, reason: str) -> pa.Table:
+    nothing_ND = np.full((len(unit), embedding_dim), np.nan, np.float32)
+    return _table(unit, names, nothing_ND, dict.fromkeys(range(len(unit)), reason))
+
+
+def _table(unit: CorpusUnit, names: pa.Table, embedding_ND: np.ndarray[Any, Any], reasons: dict[int, str]) -> pa.Table:
     is_refused = np.isin(np.arange(len(unit)), list(reasons))
     embedding = pa.FixedSizeListArray.from_arrays(
         pa.array(np.where(is_refused[:, None], np.float32(0), embedding_ND).reshape(-1)),
@@ -121,5 +145,5 @@ def _table(unit: CorpusUnit, embedding_ND: np.ndarray[Any, Any], reasons: dict[i
     )
     shards = pa.array([unit.index.row(0).shard] * len(unit), pa.string())
     why = pa.array([reasons.get(place) for place in range(len(unit))], pa.string())
-    columns = [samples["key"], shards, samples["label"], embedding, why]
+    columns = [names["key"], shards, names["label"], embedding, why]
     return pa.table(columns, schema=part_schema(embedding_ND.shape[1]))

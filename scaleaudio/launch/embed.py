@@ -3,7 +3,8 @@
 The corpus is cut into units of consecutive samples of a shard. Each is one Ray task, which writes its rows as one part,
 atomically, into a folder beside the result; the parts that are there are what is done. When all are, they are
 streamed into the result in the order of the index, and the folder goes. So the driver holds no embedding but those of
-the part at hand, and a stopped job goes on with the units that have no part.
+the part at hand, and a stopped job goes on with the units that have no part, or one that storage or a dead process cost
+rows.
 
 A unit whose process dies (a decoder can crash on a hostile clip) is halved until the clip at fault is alone; that one
 is refused.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import ray
@@ -26,7 +28,7 @@ from scaleaudio.data import storage
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.rejects import BadDataError, Tally
 from scaleaudio.errors import InputError, RunFailed
-from scaleaudio.evaluate.corpus import CorpusUnit, embed_unit, model_digest, refused, units
+from scaleaudio.evaluate.corpus import PROCESS_DIED, CorpusUnit, embed_unit, model_digest, refused, units
 from scaleaudio.evaluate.embeddings import dim_of
 from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import parts
@@ -115,9 +117,10 @@ def _embed_missing(
     on_done: Callable[[int, int], None],
 ) -> None:
     """Has each unit embedded of which rows are missing, a bounded number at a time."""
-    there, size = parts.finished_units(out, plan["unit_samples"]), plan["unit_samples"]
-    num_done = sum(there.values())
-    missing = (unit for unit in units(index, size) if there[unit.shard, unit.start // size] != len(unit))
+    size = plan["unit_samples"]
+    sizes = index.num_samples_per_shard.tolist()
+    begun, num_done = parts.begun(out, size, sizes), 0
+    missing = (unit for unit in units(index, size) if (unit.shard, unit.start // size) not in begun.finished)
     halves: deque[CorpusUnit] = deque()
     dim, resource = dim_of(encoder), "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"
     at_hand = ray.put(encoder)
@@ -128,29 +131,33 @@ def _embed_missing(
         options = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_retries": max_retries}
         return ray.remote(_embed).options(**options).remote(at_hand, out, unit)
 
-    tally.add(num_done, ())
+    earlier = Reject(f"{out}.parts", "of an earlier run", "named in the parts of an earlier run")
+    for (shard, number), num_rejects in begun.finished.items():
+        num_samples = parts.unit_size(number, size, sizes[shard])
+        tally.add(num_samples, repeat(earlier, num_rejects))
+        num_done += num_samples
     on_done(num_done, index.num_samples)
-    for unit, rejects in spread(submit, lambda: halves.popleft() if halves else next(missing, None), resource=resource):
-        if rejects is DIED and len(unit) > 1:
+    for unit, done in spread(submit, lambda: halves.popleft() if halves else next(missing, None), resource=resource):
+        if done is DIED and len(unit) > 1:
             halves.extend(_halves(unit))
             continue
-        if rejects is DIED:
-            rejects = _put(out, unit, refused(unit, dim, "the process that embeds it dies of it"))
+        part, rejects = _put(out, unit, refused(unit, dim, PROCESS_DIED)) if done is DIED else done
+        parts.replace(out, begun.leftover.get((unit.shard, unit.start // size), ()), part)
         tally.add(len(unit), rejects)
         num_done += len(unit)
         on_done(num_done, index.num_samples)
 
 
-def _embed(encoder: nn.Module, out: str, unit: CorpusUnit) -> list[Reject]:
-    """Runs in a Ray worker: writes the part of `unit`, and gives its rejects."""
+def _embed(encoder: nn.Module, out: str, unit: CorpusUnit) -> tuple[parts.Part, list[Reject]]:
+    """Runs in a Ray worker: writes the part of `unit`, and gives it and its rejects."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return _put(out, unit, embed_unit(encoder.to(device), unit))
 
 
-def _put(out: str, unit: CorpusUnit, table: Any) -> list[Reject]:
-    parts.write(out, unit.shard, unit.start, table)
+def _put(out: str, unit: CorpusUnit, table: Any) -> tuple[parts.Part, list[Reject]]:
+    part = parts.write(out, unit.shard, unit.start, table)
     rows = table.select(["shard", "key", "reason"]).to_pylist()
-    return [Reject(**row) for row in rows if row["reason"] is not None]
+    return part, [Reject(**row) for row in rows if row["reason"] is not None]
 
 
 def _halves(unit: CorpusUnit) -> Iterator[CorpusUnit]:

@@ -1,7 +1,9 @@
 """The parts of a table that many processes write, and the table that they become.
 
 A part is a Parquet file of consecutive rows of a shard, in the folder OUT.parts beside the table OUT. Its name says
-which rows, and it appears whole: so the folder's listing is all the state there is. `merge` lays the parts end to end.
+which rows, and how many have no embedding, and it appears whole: so the folder's listing is all the state there is.
+`merge` lays the parts end to end, in one process, and spools the table on the local disk where OUT is in an object
+store: what one such disk and object hold bounds the table.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,26 +21,44 @@ import pyarrow.parquet as pq
 
 from scaleaudio.data import storage
 from scaleaudio.data.index import ShardIndex, read_parquet
+from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError, RunFailed
+from scaleaudio.evaluate.corpus import is_passing
 
 GROUP_BYTES = 64 << 20
 _ABOUT = b"scaleaudio"  # the key of what the finished table says about itself
-_NAME = re.compile(r"/part-(\d+)-(\d+)-(\d+)-(\d+)\.parquet$")
+_NAME = re.compile(r"/part-(\d+)-(\d+)-(\d+)-(\d+)-(\d+)\.parquet$")
 _REJECT_SCHEMA = pa.schema([("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
 
 
 class Part(NamedTuple):
-    """Rows `start` to `stop` - 1 of the shard in row `shard` of the index; `num_rejects` of them have no embedding."""
+    """Rows `start` to `stop` - 1 of the shard in row `shard` of the index.
+
+    `num_rejects` of them have no embedding; of these `num_passing` may have one when they are made again.
+    """
 
     shard: int
     start: int
     stop: int
     num_rejects: int
+    num_passing: int
 
     def url(self, out: str) -> str:
         """Where it lies."""
-        name = f"part-{self.shard:08d}-{self.start:08d}-{self.stop:08d}-{self.num_rejects}.parquet"
+        name = f"part-{self.shard:08d}-{self.start:08d}-{self.stop:08d}-{self.num_rejects}-{self.num_passing}.parquet"
         return storage.join(_folder(out), name)
+
+
+class Begun(NamedTuple):
+    """What an earlier run left, by the units' shard and number within the shard.
+
+    Attributes:
+        finished: of the units that are there for good, how many of their samples have no embedding.
+        leftover: of the others, which are made again, the parts.
+    """
+
+    finished: dict[tuple[int, int], int]
+    leftover: dict[tuple[int, int], list[Part]]
 
 
 def rejects_url(out: str) -> str:
@@ -64,31 +85,50 @@ def claim(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def begin(out: str, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan that the parts of `out` follow: an earlier run's, where there was one, else `plan`.
-
-    Parts with rejects are deleted: what could not be read yesterday may be there today.
-    """
+    """The plan that the parts of `out` follow: an earlier run's, where there was one, else `plan`."""
     before = _plan(out)
     if before is None:
         storage.write_atomic(_plan_url(out), json.dumps(plan).encode())
-    for part in _parts(out):
-        if part.num_rejects:
-            storage.delete_tree(part.url(out))
     return before or plan
 
 
-def write(out: str, shard: int, start: int, table: pa.Table) -> None:
-    """Puts the rows of a shard from `start` on there, as a part."""
-    part = Part(shard, start, start + len(table), len(table) - table["reason"].null_count)
-    _write(part.url(out), table)
+def write(out: str, shard: int, start: int, table: pa.Table) -> Part:
+    """Puts the rows of a shard from `start` on there, as a part; patient with storage."""
+    reasons = table["reason"].drop_null().to_pylist()
+    part = Part(shard, start, start + len(table), len(reasons), sum(map(is_passing, reasons)))
+    url = part.url(out)
+    _patiently(url, lambda: _write(url, table), num_bytes=table.nbytes)  # written twice, it is the same
+    return part
 
 
-def finished_units(out: str, unit_samples: int) -> Counter[tuple[int, int]]:
-    """How many rows are there of each unit, by shard and number within the shard."""
-    rows: Counter[tuple[int, int]] = Counter()
-    for part in _without_overlap(_parts(out)):
-        rows[part.shard, part.start // unit_samples] += part.stop - part.start
-    return rows
+def begun(out: str, unit_samples: int, num_samples_per_shard: Sequence[int]) -> Begun:
+    """What is there of the units of `unit_samples`.
+
+    A unit goes on as it is with rejects that its audio or the model is at fault for. It is made again when a row is
+    missing, or when storage or a dead process cost it one: what could not be read yesterday may be there today.
+    """
+    begun = Begun({}, {})
+    for (shard, number), found in groupby(_parts(out), lambda part: (part.shard, part.start // unit_samples)):
+        parts = list(found)
+        chosen = list(_without_overlap(parts))
+        size = unit_size(number, unit_samples, num_samples_per_shard[shard])
+        if sum(part.stop - part.start for part in chosen) == size and not any(part.num_passing for part in chosen):
+            begun.finished[shard, number] = sum(part.num_rejects for part in chosen)
+        else:
+            begun.leftover[shard, number] = parts
+    return begun
+
+
+def unit_size(number: int, unit_samples: int, num_samples: int) -> int:
+    """How many samples unit `number` of a shard of `num_samples` has."""
+    return min(unit_samples, num_samples - number * unit_samples)
+
+
+def replace(out: str, leftover: Iterable[Part], part: Part) -> None:
+    """Deletes those of `leftover` that hold rows of `part`, which is there in their place."""
+    for old in leftover:
+        if old != part and old.start < part.stop and part.start < old.stop:
+            storage.delete_tree(old.url(out))
 
 
 def merge(out: str, plan: dict[str, Any], index: ShardIndex) -> dict[str, Any]:
@@ -111,11 +151,11 @@ def merge(out: str, plan: dict[str, Any], index: ShardIndex) -> dict[str, Any]:
     num_rejects = sum(part.num_rejects for part in found)
     about = {"plan": plan, "num_samples": sum(rows.values()) - num_rejects, "num_rejects": num_rejects}
     names = [part.url(out) for part in found if part.num_rejects]
-    tables = [_rejected(read_parquet(url)) for url in names]
+    tables = [_rejected(_read(url)) for url in names]
     _write(rejects_url(out), pa.concat_tables([_REJECT_SCHEMA.empty_table(), *tables]))
     schema = _row_schema(plan["embedding_dim"]).with_metadata({_ABOUT: json.dumps(about).encode()})
     with storage.open_atomic(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for group in _groups(read_parquet(part.url(out)) for part in found):
+        for group in _groups(_read(part.url(out)) for part in found):
             writer.write_table(group.select(schema.names).cast(schema))
     return about
 
@@ -161,10 +201,10 @@ def _rejected(table: pa.Table) -> pa.Table:
 
 
 def _parts(out: str) -> list[Part]:
-    """What the folder holds, in the order of the rows; of parts that begin together the longest first."""
+    """What the folder holds, in the order of the rows; of parts that begin together the longest and best first."""
     names = (_NAME.search(url) for url in storage.list_files(_folder(out), ".parquet"))
     found = [Part(*map(int, name.groups())) for name in names if name]
-    return sorted(found, key=lambda part: (part.shard, part.start, -part.stop, part.num_rejects))
+    return sorted(found, key=lambda part: (part.shard, part.start, -part.stop, part.num_passing, part.num_rejects))
 
 
 def _without_overlap(ordered: list[Part]) -> Iterator[Part]:
@@ -174,6 +214,16 @@ def _without_overlap(ordered: list[Part]) -> Iterator[Part]:
         if (part.shard, part.start) >= at:
             at = (part.shard, part.stop)
             yield part
+
+
+def _read(url: str) -> pa.Table:
+    return _patiently(url, lambda: read_parquet(url))
+
+
+def _patiently(url: str, action: Callable[[], Any], num_bytes: int = 0) -> Any:
+    # An object store's client itself tries for a while.
+    patience = Patience(stall_seconds=120, deadline_seconds=600)
+    return patience.read(action, remote=not storage.is_local(url), num_bytes=num_bytes)
 
 
 def _write(url: str, table: pa.Table) -> None:

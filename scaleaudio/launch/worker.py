@@ -18,6 +18,7 @@ from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
+from scaleaudio.errors import InputError
 from scaleaudio.objectives import gather
 from scaleaudio.report.runlog import RunLog, leave_rejects
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
@@ -132,7 +133,8 @@ class _Run:
             raise OSError(f"{self._url}: the workers read checkpoints of different steps: {steps}")
         if found is not None:
             meta, tensors, _ = found
-            check_fingerprint(meta.fingerprint, self._stream.fingerprint(), meta.step)
+            if refusal := self._gather(self._refusal(meta))[0]:
+                raise InputError(refusal)
             self._engine.load(tensors, meta.step)
             self.step = meta.step
         if self._engine.world.rank == 0:
@@ -140,6 +142,16 @@ class _Run:
         for line in [*(found[2] if found is not None else []), *(self._log.warnings if self._log else [])]:
             self.post(kind="warning", text=line)
         return self.step
+
+    def _refusal(self, meta: checkpoint.Meta) -> str | None:
+        """Why this stream cannot go on from a checkpoint, by rank 0: for a fingerprint the whole index is read."""
+        if self._engine.world.rank != 0:
+            return None
+        try:
+            check_fingerprint(meta.fingerprint, self._stream.fingerprint(), meta.step)
+        except InputError as error:
+            return str(error)
+        return None
 
     def train(self, start_step: int) -> str | None:
         """Trains to the end; gives the reason where the run had to stop for good."""
@@ -233,7 +245,9 @@ class _Run:
         began = time.perf_counter()
         rejects = [pair for part in self._gather(self._rejects) for pair in part]
         self._rejects = []
-        meta = checkpoint.Meta(self.step, self._tree, self._stream.fingerprint(), score=self._probe())
+        # Rank 0 alone writes what a checkpoint says of itself, and alone reads the whole index for it.
+        fingerprint = self._stream.fingerprint() if self._engine.world.rank == 0 else {}
+        meta = checkpoint.Meta(self.step, self._tree, fingerprint, score=self._probe())
         if self._log is not None:  # before the checkpoint: it must not know of steps that the log has lost
             self._log.add_rejects(sorted(rejects, key=lambda pair: pair[0]))
             self._log.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scaleaudio.data import storage
 from scaleaudio.data.index import read_table, write_table
+from scaleaudio.data.rejects import kind_of
 from scaleaudio.errors import InputError
 from scaleaudio.types import Reject
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 REJECTS = "rejects.parquet"
+MAX_REJECT_ROWS = 100_000  # held in memory, and written anew at each checkpoint
 _LEFT = "rejects-of-worker-"
 _SCHEMA = pa.schema([("step", pa.int64()), ("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
 
@@ -43,7 +46,10 @@ class RunLog:
         metrics = self._usable_lines(METRICS, start_step)
         self._replace(METRICS, [record for record in metrics if record.get("step", 0) < start_step])
         self._replace(EVENTS, self._usable_lines(EVENTS, start_step))
-        self._rejects = [row for row in self._usable_rejects(start_step) if row["step"] < start_step]
+        self._rejects: list[dict[str, Any]] = []
+        self._unlisted: Counter[str] = Counter()
+        self._unlisted_to = 0
+        self._keep([row for row in self._usable_rejects(start_step) if row["step"] < start_step])
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step)
 
     def _usable_lines(self, name: str, start_step: int) -> list[dict[str, Any]]:
@@ -83,12 +89,22 @@ class RunLog:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
     def add_rejects(self, rejects: list[tuple[int, Reject]]) -> None:
-        """Adds clips that had to be replaced, with their steps."""
-        self._rejects += _reject_rows(rejects)
+        """Adds clips that had to be replaced, with their steps; past MAX_REJECT_ROWS they are counted, by reason."""
+        self._keep(_reject_rows(rejects))
+
+    def _keep(self, rows: list[dict[str, Any]]) -> None:
+        room = MAX_REJECT_ROWS - len(self._rejects)
+        self._rejects += rows[:room]
+        self._unlisted.update(kind_of(Reject(row["shard"], row["key"], row["reason"])) for row in rows[room:])
+        if rows[room:]:
+            self._unlisted_to = rows[-1]["step"]
 
     def flush(self) -> None:
         """Makes everything so far visible in the run folder."""
         self._board.flush()
+        if self._unlisted:
+            self.event({"kind": "unlisted_rejects", "step": self._unlisted_to, "by_reason": dict(self._unlisted)})
+            self._unlisted.clear()
         write_table(str(self._folder / REJECTS), self._rejects, _SCHEMA)
         while self._left:  # what they held is in the table now, or its steps are taken again
             storage.delete_tree(self._left.pop())

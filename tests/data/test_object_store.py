@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -29,10 +30,10 @@ from scaleaudio.data import index as index_module
 from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
 from scaleaudio.data.fetch import Fetcher
-from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.index import SHARD_SCHEMA, ShardIndex, write_table
 from scaleaudio.data.patience import Patience, WrongShard
 from scaleaudio.data.scan import index as make_index
-from scaleaudio.data.shards import verify
+from scaleaudio.data.shards import _verify_all, verify
 from scaleaudio.data.stream import DataConfig, Stream
 from scaleaudio.errors import DecodeError, InputError
 from scaleaudio.types import Batch
@@ -475,3 +476,40 @@ def test_a_server_that_is_not_there_is_one_clear_error_soon(monkeypatch: pytest.
     ) as caught:
         ShardIndex.load("s3://clips/in")
     assert time.monotonic() - began < 15 and "Make the index anew" not in str(caught.value)
+
+
+def test_verify_is_patient_while_it_looks_for_the_damaged_members(shards: Path, tmp_path: Path) -> None:
+    """A server that gives a damaged tar whole, and fails once when it is asked for a part of it."""
+    failed: list[str] = []
+
+    class Failing(RangeHandler):
+        def do_GET(self) -> None:
+            if "1.tar" in self.path and not self.headers["Range"].startswith("bytes=0-") and not failed:
+                failed.append(self.path)
+                self.send_error(503)
+                return
+            super().do_GET()
+
+    shutil.copytree(shards, tmp_path / "in")
+    for name in ("1.tar", "2.tar"):
+        tar = tmp_path / "in" / name
+        tar.write_bytes(tar.read_bytes().replace(b"RIFF", b"NOPE", 1))
+    with web_server(tmp_path / "in", Failing) as url:
+        found = [(damage.shard, damage.member) for damage in verify(f"{url}/index.parquet")]
+    assert failed and found == [("1.tar", "k16.wav"), ("2.tar", "k32.wav")]
+
+
+def test_verify_has_few_shards_under_way(shards: Path, tmp_path: Path) -> None:
+    """Of sixty shards the last is deleted once the first is judged: it is missing, since no one has looked yet."""
+    (table,) = pq.ParquetFile(shards / "index.parquet").iter_batches()
+    shutil.copytree(shards, tmp_path / "in")
+    rows = [row | {"shard": f"{number}.tar"} for number in range(60) for row in table.slice(0, 1).to_pylist()]
+    for row in rows:
+        shutil.copy(shards / "0.tar", tmp_path / "in" / row["shard"])
+    write_table(str(tmp_path / "in" / "index.parquet"), rows, SHARD_SCHEMA)
+    found = _verify_all(ShardIndex.load(str(tmp_path / "in")))
+    first = next(found)
+    time.sleep(0.5)
+    (tmp_path / "in" / "59.tar").unlink()
+    damages = [damage for some in (first, *found) for damage in some]
+    assert [(damage.shard, damage.reason) for damage in damages] == [("59.tar", "missing")]

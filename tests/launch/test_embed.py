@@ -25,7 +25,9 @@ from torch import Tensor, nn
 import scaleaudio
 from scaleaudio import bundle
 from scaleaudio.config import Config
-from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.convert import Member
+from scaleaudio.data.index import INDEX_NAME, SHARD_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.shards import ShardWriter
 from scaleaudio.errors import InputError, RunFailed
 from scaleaudio.launch.embed import EmbedSummary, embed
 
@@ -54,6 +56,16 @@ def damaged(shards: Path, folder: Path, *, clips: int) -> str:
         tar.write_bytes(tar.read_bytes().replace(b"fLaC", b"NOPE", clips))
         break
     return str(folder)
+
+
+def odd_shards(clips: Path, folder: Path) -> str:
+    """Five clips, of which the last two are no audio, and were none when they were indexed."""
+    with ShardWriter(str(folder / "odd"), "odd", shard_bytes=1 << 20, shard_samples=100) as writer:
+        for number, clip in enumerate(sorted(clips.glob("*.flac"))[:5]):
+            data = clip.read_bytes() if number < 3 else b"no audio"
+            writer.add(f"clip{number}", Member("flac", data, 16_000, 16_000, 0.0), {})
+    write_table(str(folder / "odd" / INDEX_NAME), writer.shards, SHARD_SCHEMA)
+    return str(folder / "odd")
 
 
 def test_every_clip_has_the_embedding_that_the_encoder_gives_it_alone(
@@ -121,6 +133,22 @@ def test_too_many_bad_clips_stop_the_job_and_are_tried_again_by_the_next(
     shutil.copytree(shards, broken)
     assert embed(model, broken, out).num_rejects == 0
     assert pq.read_table(out) == undisturbed
+
+
+def test_clips_that_are_no_audio_cost_a_stopped_job_none_of_its_parts_and_still_count(
+    model: str, clips: Path, tmp_path: Path
+) -> None:
+    broken, out = odd_shards(clips, tmp_path), str(tmp_path / "z.parquet")
+    with pytest.raises(RunFailed, match=r"unusable, more than --max-bad-fraction 0.01"):
+        embed(model, broken, out, unit_samples=1)
+    there = {part.name: part.stat().st_mtime_ns for part in tmp_path.glob("z.parquet.parts/part-*")}
+    assert there
+    with pytest.raises(RunFailed, match=r"of an earlier run"):
+        embed(model, broken, out)
+    counts: list[int] = []
+    done = embed(model, broken, out, max_bad_fraction=0.5, on_done=lambda done, _: counts.append(done))
+    assert counts[0] >= len(there) and counts[-1] == done.num_samples + done.num_rejects == 5
+    assert done.num_rejects == 2
 
 
 def test_a_finished_table_is_left_as_it_is_and_another_plan_is_refused(

@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaleaudio.errors import InputError
+from scaleaudio.report import runlog
 from scaleaudio.report.runlog import (
     EVENTS,
     METRICS,
@@ -120,3 +121,18 @@ def test_what_workers_left_when_they_stopped_is_read_and_taken_over(run_url: str
     log.close()
     assert [row["key"] for row in read_rejects(run_url)] == ["x", "y", "early"]
     assert not list(Path(run_url).glob("rejects-of-worker-*"))
+
+
+def test_rejects_past_the_limit_are_counted_by_reason_in_an_event(
+    run_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runlog, "MAX_REJECT_ROWS", 3)
+    log = RunLog(run_url, 10)
+    late = [(step, Reject("c.tar", f"k{step}", f"ends at byte {step}")) for step in range(11, 15)]
+    log.add_rejects(late)
+    log.flush()
+    log.add_rejects([(15, Reject("c.tar", "k15", "empty"))])
+    log.close()
+    assert [row["key"] for row in read_rejects(run_url)] == ["x", "y", "k11"]
+    counted = [(event["step"], event["by_reason"]) for event in read_events(run_url)[1:]]
+    assert counted == [(14, {"ends at byte #": 3}), (15, {"empty": 1})]
