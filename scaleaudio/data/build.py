@@ -31,6 +31,8 @@ from scaleaudio.data.units import Elsewhere, Unit, run_units
 from scaleaudio.errors import InputError
 
 BUILD_NAME = "build.json"
+# Enough to tell apart nearly all files that are equally long.
+_FIRST_BYTES = 1 << 16
 PARTS_NAME = "rejected_parts.parquet"
 WORK = ".build"
 REJECT_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string())])
@@ -185,10 +187,18 @@ def _digest(listing: Listing) -> str:
 
 
 def _duplicates(files: list[AudioFile]) -> dict[str, str]:
-    """For each file whose bytes an earlier one has: that one's name. Only files of equal size are read."""
+    """For each file whose bytes an earlier one has: that one's name.
+
+    Only files of equal size are opened, and only those that begin alike are read to their end.
+    """
     sizes = Counter(file.size for file in files)
     candidates = [file for file in files if file.size and sizes[file.size] > 1]
     with ThreadPoolExecutor(8) as pool:
+        begins = [
+            (file.size, begin) for file, begin in zip(candidates, pool.map(_first_digest, candidates), strict=True)
+        ]
+        times = Counter(begins)
+        candidates = [file for file, begin in zip(candidates, begins, strict=True) if times[begin] > 1]
         digests = list(pool.map(_file_digest, candidates))
     first: dict[str, str] = {}
     duplicates = {}
@@ -198,11 +208,16 @@ def _duplicates(files: list[AudioFile]) -> dict[str, str]:
     return duplicates
 
 
-def _file_digest(file: AudioFile) -> str | None:
+def _first_digest(file: AudioFile) -> str | None:
+    return _file_digest(file, whole=False)
+
+
+def _file_digest(file: AudioFile, *, whole: bool = True) -> str | None:
     digest = hashlib.blake2b()
     try:
         with storage.open_input(file.url) as stream:
-            while block := stream.read(1 << 20):
+            digest.update(stream.read(_FIRST_BYTES))
+            while whole and (block := stream.read(1 << 20)):
                 digest.update(block)
     except OSError:
         return None  # its unit will say so

@@ -197,9 +197,13 @@ class Stream:
         return batches
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides what a step holds; a checkpoint keeps it and `check_fingerprint` compares it."""
+        """All that decides what a step holds; a checkpoint keeps it and `check_fingerprint` compares it.
+
+        The sources' names decide nothing: they are there to be told.
+        """
         config, indexes = self.config, list(self._indexes.values())
         return {
+            "sources": list(self._indexes),
             "mixture": [
                 [
                     phase.from_step,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from streams import bytes_of
 
 from scaleaudio.data import storage
-from scaleaudio.data.build import BuildConfig, BuildSummary, _units, build
+from scaleaudio.data.build import BuildConfig, BuildSummary, _duplicates, _units, build
 from scaleaudio.data.convert import ConvertConfig, convert
 from scaleaudio.data.index import ShardIndex, read_parquet
 from scaleaudio.data.shards import verify
@@ -142,6 +142,29 @@ def test_of_equal_files_the_first_is_kept(tmp_path):
     assert [row["key"] for row in samples(tmp_path / "out")] == ["b", "c"]
     empty = "empty file (0 bytes)"
     assert rejects(tmp_path / "out") == {"z/a.wav": "duplicate of b.wav", "e.wav": empty, "f.wav": empty}
+
+
+def test_files_that_only_begin_alike_are_no_duplicates(tmp_path):
+    waves = [noise(frames=100_000) for _ in range(3)]
+    waves[1][-1] = 0
+    put(tmp_path / "src", **{f"c{n}_dot_wav": encode(wave) for n, wave in enumerate(waves)})
+    build(f"{tmp_path}/src", f"{tmp_path}/out", HERE)
+    assert [row["key"] for row in samples(tmp_path / "out")] == ["c0", "c1"]
+    assert rejects(tmp_path / "out") == {"c2.wav": "duplicate of c0.wav"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes read by /proc")
+def test_equally_long_files_that_begin_otherwise_are_not_read_to_their_end(tmp_path):
+    put(tmp_path, **{f"c{n}_dot_wav": bytes([n]) + bytes(4_000_000) for n in range(8)})
+    files = list_audio(str(tmp_path), {}).files
+    before = bytes_read()
+    assert _duplicates(files) == {}
+    assert bytes_read() - before < 2_000_000
+
+
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("rchar:"))
 
 
 def test_keys_are_unique_and_without_dots(tmp_path):

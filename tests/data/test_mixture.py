@@ -47,12 +47,15 @@ def test_what_a_lane_has_taken_is_what_its_steps_took(mixture: Mixture, step: in
 
 
 @settings(deadline=None, max_examples=25)
-@given(mixture=mixtures(), num_steps=st.integers(1, 40))
-def test_each_source_is_read_once_in_each_of_its_passes(mixture: Mixture, num_steps: int) -> None:
+@given(mixture=mixtures(), more=st.integers(0, 9))
+def test_each_source_is_read_once_in_each_of_its_passes(mixture: Mixture, more: int) -> None:
+    num_steps = 5 * mixture.num_clips // mixture.step_clips + more  # so that some source is read five times at least
+    most_passes = 0
     for source, order in enumerate(mixture.orders):
         passes: list[list[int]] = []
+        taken = [mixture.taken(lane, num_steps)[source] for lane in range(mixture.lanes)]
         for lane in range(mixture.lanes):
-            read = first(order.windows(lane, 0), mixture.taken(lane, num_steps)[source])
+            read = first(order.windows(lane, 0), taken[lane])
             for at, number in enumerate(read):
                 if at // order.lane_samples == len(passes):
                     passes.append([])
@@ -60,8 +63,23 @@ def test_each_source_is_read_once_in_each_of_its_passes(mixture: Mixture, num_st
         assert all(len(set(numbers)) == len(numbers) for numbers in passes)
         whole = order.lane_samples * mixture.lanes
         assert whole > order.num_samples - mixture.step_clips
-        # The last pass has begun; lanes are a clip or so apart, so that of the one before little may be left.
-        assert all(len(numbers) == whole for numbers in passes[:-2])
+        complete = min(taken) // order.lane_samples  # by all lanes
+        assert all(len(numbers) == whole for numbers in passes[:complete])
+        most_passes = max(most_passes, complete)
+    assert most_passes >= 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixture=mixtures(), step=st.integers(0, 60))
+def test_a_batch_holds_a_clip_twice_only_where_it_lies_over_the_end_of_a_pass(mixture: Mixture, step: int) -> None:
+    clips = Counter(mixture.samples(step, range(mixture.lanes)))
+    for source, order in enumerate(mixture.orders):
+        passes = {
+            number // order.lane_samples
+            for lane in range(mixture.lanes)
+            for number in range(mixture.taken(lane, step)[source], mixture.taken(lane, step + 1)[source])
+        }
+        assert all(times <= len(passes) for (of, _), times in clips.items() if of == source)
 
 
 @settings(deadline=None, max_examples=15)

@@ -344,15 +344,39 @@ def test_a_mixture_that_changes_before_the_checkpoint_is_refused_naming_the_phas
     saved = mixed(folders, {"weights": {"a": 2, "b": 1}}, {"from_step": 9, "weights": {"a": 1}}).fingerprint()
     check_fingerprint(saved, mixed(folders, {"weights": {"a": 4, "b": 2}}).fingerprint(), 9)
     later = mixed(folders, {"weights": {"a": 2, "b": 1}}, {"from_step": 7, "weights": {"b": 1}}).fingerprint()
-    with pytest.raises(InputError, match=r"mixture from step 9 was \{'source 0.*: 1\} and is now None"):
+    with pytest.raises(InputError, match=r"mixture from step 9 was a 100.0% and is now not there"):
         check_fingerprint(saved, later, 10)
-    with pytest.raises(InputError, match=r"mixture from step 7 was None and is now \{'source 1"):
+    with pytest.raises(InputError, match=r"mixture from step 7 was not there and is now b 100.0%"):
         check_fingerprint(saved, later, 8)
-    with pytest.raises(InputError, match=r"mixture from step 0 was .*: 2, .*: 1\} and is now"):
+    with pytest.raises(InputError, match=r"mixture from step 0 was a 66.7%, b 33.3% and is now a 50.0%, b 50.0%"):
         check_fingerprint(saved, mixed(folders, {"weights": {"a": 1, "b": 1}}).fingerprint(), 1)
     swapped = {"b": second, "a": shards}  # new sources go to the end: the place decides a source's order
-    with pytest.raises(InputError, match="mixture from step 0 was"):
+    with pytest.raises(InputError, match=r"mixture from step 0 was a 66.7%, b 33.3% and is now b 33.3%, a 66.7%"):
         check_fingerprint(saved, mixed(swapped, {"weights": {"a": 2, "b": 1}}).fingerprint(), 1)
+
+
+def test_naming_the_same_single_source_again_in_a_later_phase_is_the_same_stream(shards: Path) -> None:
+    once, again = mixed({"a": shards}, {}), mixed({"b": shards}, {}, {"from_step": 3, "weights": {"b": 2}})
+    check_fingerprint(once.fingerprint(), again.fingerprint(), 7)
+    check_fingerprint(again.fingerprint(), once.fingerprint(), 7)
+    assert [batch.key_B for batch in read(once, 7)] == [batch.key_B for batch in read(again, 7)]
+
+
+def test_a_source_that_would_change_the_steps_before_it_is_named_with_the_old_weights_to_write_out(
+    shards: Path, second: Path
+) -> None:
+    folders = {"a": shards, "b": second}
+    for alone in (open_stream(shards), mixed({"a": shards}, {})):
+        with pytest.raises(InputError) as refused:
+            check_fingerprint(alone.fingerprint(), mixed(folders, {}).fingerprint(), 5)
+        assert "mixture from step 0 was a 100.0% and is now a 75.0%, b 25.0%. Set them back: " in str(refused.value)
+        assert "write out the old weights in data.mixture (from_step 0, weights {a: 1})" in str(refused.value)
+        assert "and weigh b from step 5 on; or start anew" in str(refused.value)
+    saved = mixed(folders, {"weights": {"a": 3.003, "b": 1}}).fingerprint()
+    with pytest.raises(InputError, match=r"weights \{a: 3003, b: 1000\}\) and weigh anew"):
+        check_fingerprint(saved, mixed(folders, {}).fingerprint(), 5)
+    written_out = mixed(folders, {"weights": {"a": 3003, "b": 1000}}, {"from_step": 5}).fingerprint()
+    check_fingerprint(saved, written_out, 5)
 
 
 def test_a_reject_of_a_mixture_names_its_source(shards: Path, second: Path) -> None:
