@@ -145,6 +145,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"data.cache_gb": math.inf}, "data.cache_gb inf: input should be a finite number"),
         ({"data.chunk_samples": 10**30}, "data.chunk_samples 1000000000000000000000000000000: input should be less"),
         ({"data.window_samples": 10**30}, "data.window_samples 1000000000000000000000000000000: input should be less"),
+        ({"data.stall_seconds": 1e300}, "data.stall_seconds 1e+300: input should be less than or equal to 1000000"),
         ({"data.fetch_ahead": 10**6}, "data.fetch_ahead 1000000: input should be less than or equal to 1000"),
         ({"data.lanes": 3}, "data: lanes 3 does not divide global_batch 16"),
         ({"data.lanes": 16}, "data.lanes 16 of data.global_batch 16 leave 1 clip a lane: mixup needs a partner"),

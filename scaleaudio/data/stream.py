@@ -58,8 +58,10 @@ class DataConfig(Settings):
     read_ahead: int = Field(4, ge=0, le=1000, description="steps whose clips are decoded before they are asked for")
     fetch_ahead: int = Field(4, ge=0, le=1000, description="further steps whose windows are requested by then")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="the part of the clips that may be unusable")
-    stall_seconds: float = Field(20, gt=0, description="a read from afar without an answer for so long is tried anew")
-    read_deadline_seconds: float = Field(120, gt=0, description="no read is tried again after so long")
+    stall_seconds: float = Field(
+        20, gt=0, le=1e6, description="a read from afar without an answer for so long is tried anew"
+    )
+    read_deadline_seconds: float = Field(120, gt=0, le=1e6, description="no read is tried again after so long")
     cache_dir: str | None = Field(None, description="local folder that keeps what was read from afar")
     cache_gb: float = Field(
         10, gt=0, le=1e9, description="at most so much is kept there, by all workers of the machine"

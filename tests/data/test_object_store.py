@@ -513,3 +513,11 @@ def test_verify_has_few_shards_under_way(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "59.tar").unlink()
     damages = [damage for some in (first, *found) for damage in some]
     assert [(damage.shard, damage.reason) for damage in damages] == [("59.tar", "missing")]
+
+
+def test_a_folder_of_a_bucket_is_passed_over_with_or_without_a_slash_and_a_query(server: tuple[str, int]) -> None:
+    for name in ("src/x", "src/out/y", "src/outer/z"):
+        storage.write_atomic(f"s3://clips/{name}", b"x")
+    for outside in ("s3://clips/src/out", "s3://clips/src/out/", "s3://clips/src/out?region=us-east-1"):
+        left = storage.list_entries("s3://clips/src", outside=outside)
+        assert [entry.url for entry in left] == ["s3://clips/src/outer/z", "s3://clips/src/x"], outside
