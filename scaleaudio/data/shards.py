@@ -6,6 +6,7 @@ A shard is a plain tar: `KEY.flac` and `KEY.json`, sample after sample; any WebD
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zlib
 from collections import deque
@@ -15,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import IO, Any
 
 import pyarrow as pa
@@ -22,9 +24,11 @@ from rich.progress import track
 
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
+from scaleaudio.data.decode import measure
 from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, ShardIndex, span_fault, write_table
 from scaleaudio.data.patience import Patience
-from scaleaudio.errors import InputError
+from scaleaudio.data.tars import Hashed
+from scaleaudio.errors import DecodeError, InputError
 
 BLOCK_BYTES = 1 << 20
 TAR_HEADER_BYTES = 512
@@ -148,9 +152,9 @@ def crc32_hex(data: bytes) -> str:
 def verify(url: str, *, progress: bool = False) -> list[Damage]:
     """The damages of the shards that the index at `url` names; empty when all are as they were indexed.
 
-    Each tar's size and sha256 are compared; where they differ, each member's checksum, so that the damaged ones have a
-    name. Tars beside the index that it does not name are damages too. What an index from headers only lacks
-    (checksums) cannot be checked: then only the sizes, and that each member lies inside its tar, are.
+    Each tar's size and sha256 are compared, and whether its sample table is true: each member's checksum, number of
+    frames and sample rate. Tars beside the index that it does not name are damages too. What an index from headers only
+    lacks cannot be checked: then only the sizes, and that each member lies inside its tar, are.
 
     Raises:
         InputError: there is no index at `url`.
@@ -182,54 +186,56 @@ def _verify_all(shards: ShardIndex) -> Iterator[list[Damage]]:
 
 
 def _verify_shard(shards: ShardIndex, shard: int) -> list[Damage]:
-    damages: list[Damage] = []
-    name = shards.row(shard).shard
+    row, url = shards.shards.slice(shard, 1).to_pylist()[0], shards.shard_url(shard)
+    name, patient = row["shard"], partial(Patience().read, remote=not storage.is_local(url))
     try:
-        _compare(shards, shard, damages)
+        samples = patient(lambda: shards.samples(shard)).to_pylist()
+        num_bytes, checksum, damages = patient(
+            lambda: _examine(name, url, samples, whole=row["checksum"] is not None), num_bytes=row["num_bytes"]
+        )
     except FileNotFoundError:
-        damages.append(Damage(name, "", "missing"))
+        return [Damage(name, "", "missing")]
     except (InputError, OSError, pa.ArrowException) as error:
-        damages.append(Damage(name, "", str(error)))
+        return [Damage(name, "", str(error))]
+    if num_bytes != row["num_bytes"]:
+        damages.insert(0, Damage(name, "", f"expected {row['num_bytes']} bytes, found {num_bytes}"))
+    if checksum != row["checksum"] and not damages:
+        damages.append(Damage(name, "", "its sha256 differs, outside the audio members (headers or .json)"))
     return damages
 
 
-def _compare(shards: ShardIndex, shard: int, damages: list[Damage]) -> None:
-    """Adds the damages of a shard to `damages`, patient with storage; what cannot be read raises."""
-    row, url = shards.shards.slice(shard, 1).to_pylist()[0], shards.shard_url(shard)
-    name, patient = row["shard"], partial(Patience().read, remote=not storage.is_local(url))
-    samples = patient(lambda: shards.samples(shard)).to_pylist()
-    num_bytes, checksum = patient(
-        lambda: _size_and_sha256(url, whole=row["checksum"] is not None), num_bytes=row["num_bytes"]
-    )
-    if num_bytes != row["num_bytes"]:
-        damages.append(Damage(name, "", f"expected {row['num_bytes']} bytes, found {num_bytes}"))
-    if checksum != row["checksum"] or damages:
-        damages += patient(lambda: list(_damaged_members(name, url, samples, num_bytes)), num_bytes=num_bytes)
-    if checksum != row["checksum"] and not damages:
-        damages.append(Damage(name, "", "its sha256 differs, outside the audio members (headers or .json)"))
-    if checksum == row["checksum"]:
-        damages += [Damage(name, sample["member"], fault) for sample in samples if (fault := _fault(sample, num_bytes))]
-
-
-def _fault(sample: dict[str, Any], num_bytes: int) -> str | None:
-    return span_fault(sample["offset"], sample["size"], sample["frames"], num_bytes)
-
-
-def _damaged_members(name: str, url: str, samples: list[dict[str, Any]], num_bytes: int) -> Iterator[Damage]:
+def _examine(
+    name: str, url: str, samples: list[dict[str, Any]], *, whole: bool
+) -> tuple[int, str | None, list[Damage]]:
+    """A tar's size, its sha256 if it is read whole, and the damages of its members, all from one reading of it."""
     with storage.open_input(url) as file:
-        for sample in samples:
-            if fault := _fault(sample, num_bytes):
-                yield Damage(name, sample["member"], f"cut off, or wrongly indexed: {fault}")
-            elif sample["checksum"] not in (None, crc32_hex(file.read_at(sample["size"], sample["offset"]))):
-                yield Damage(name, sample["member"], "its bytes differ from the indexed checksum")
+        num_bytes = int(file.size())
+        # In large blocks: between two members there are a few hundred bytes.
+        hashed = Hashed(io.BufferedReader(file, BLOCK_BYTES))
+        faults = [
+            (sample, _member_fault(hashed, sample, num_bytes)) for sample in sorted(samples, key=itemgetter("offset"))
+        ]
+        if whole:
+            hashed.seek(num_bytes)
+    damages = [Damage(name, sample["member"], fault) for sample, fault in faults if fault]
+    return num_bytes, hashed.digest.hexdigest() if whole else None, damages
 
 
-def _size_and_sha256(url: str, *, whole: bool) -> tuple[int, str | None]:
-    with storage.open_input(url) as file:
-        if not whole:
-            return int(file.size()), None
-        digest, count = hashlib.sha256(), 0
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            count += len(block)
-    return count, digest.hexdigest()
+def _member_fault(file: Hashed, sample: dict[str, Any], num_bytes: int) -> str | None:
+    """In what the member differs from its index row, as far as that says anything."""
+    frames, rate_hz, checksum = sample["frames"], sample["sample_rate_hz"], sample["checksum"]
+    if fault := span_fault(sample["offset"], sample["size"], frames, num_bytes):
+        return f"cut off, or wrongly indexed: {fault}"
+    if frames is None and checksum is None:
+        return None
+    file.seek(sample["offset"])
+    data = file.read(sample["size"])
+    if checksum not in (None, crc32_hex(data)):
+        return "its bytes differ from the indexed checksum, or do not lie where the index says"
+    try:
+        info = measure(data) if frames is not None else None
+    except DecodeError as error:
+        return f"indexed with {frames} frames, but {error}"
+    if info and (info.frames, info.sample_rate_hz) != (frames, rate_hz):
+        return f"indexed with {frames} frames at {rate_hz} Hz, but it has {info.frames} at {info.sample_rate_hz} Hz"
+    return None

@@ -27,6 +27,7 @@ from servers import Gate, RangeHandler, s3_server, web_server
 
 from scaleaudio.data import fetch, patience, ranges, storage
 from scaleaudio.data import index as index_module
+from scaleaudio.data import shards as shards_module
 from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
 from scaleaudio.data.fetch import Fetcher
@@ -478,8 +479,11 @@ def test_a_server_that_is_not_there_is_one_clear_error_soon(monkeypatch: pytest.
     assert time.monotonic() - began < 15 and "Make the index anew" not in str(caught.value)
 
 
-def test_verify_is_patient_while_it_looks_for_the_damaged_members(shards: Path, tmp_path: Path) -> None:
-    """A server that gives a damaged tar whole, and fails once when it is asked for a part of it."""
+def test_verify_is_patient_while_it_looks_for_the_damaged_members(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that gives a damaged tar's start, and fails once when it is asked for a later part of it."""
+    monkeypatch.setattr(shards_module, "BLOCK_BYTES", 4096)
     failed: list[str] = []
 
     class Failing(RangeHandler):

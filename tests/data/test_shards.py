@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -11,7 +12,15 @@ from streams import bytes_of
 
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
-from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SHARD_SCHEMA, ShardIndex, read_parquet, write_table
+from scaleaudio.data.index import (
+    INDEX_NAME,
+    REJECTS_NAME,
+    SAMPLE_SCHEMA,
+    SHARD_SCHEMA,
+    ShardIndex,
+    read_parquet,
+    write_table,
+)
 from scaleaudio.data.scan import index
 from scaleaudio.data.shards import ShardWriter, verify
 from scaleaudio.errors import InputError
@@ -106,6 +115,35 @@ def test_verify_names_the_shard_and_the_member_of_each_damage(tmp_path):
     assert found["shard-000000-02.tar", ""] == "missing"
     assert "not in index" in found["other.tar", ""]
     assert len([key for key in found if key[0] == "shard-000000-00.tar"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda row: row | {"offset": row["offset"] + 7}, "do not lie where the index says"),
+        (lambda row: row | {"size": row["size"] - 1}, "do not lie where the index says"),
+        (lambda row: row | {"frames": 1}, "indexed with 1 frames at 16000 Hz, but it has 200[345] at 16000 Hz"),
+        (lambda row: row | {"frames": 1 << 31}, "indexed with 2147483648 frames"),
+        (lambda row: row | {"frames": 1 << 62}, "indexed with 4611686018427387904 frames"),
+        (lambda row: row | {"sample_rate_hz": 8000}, "at 8000 Hz, but it has"),
+    ],
+)
+def test_verify_sees_a_sample_table_that_is_wrong_about_a_whole_tar(tmp_path, change, reason):
+    shards = write_shards(tmp_path)
+    table = f"{tmp_path}/{shards.row(1).samples}"
+    write_table(table, [change(row) for row in shards.samples(1).to_pylist()], SAMPLE_SCHEMA)
+    damages = verify(shards.url)
+    assert [(damage.shard, damage.member) for damage in damages] == [
+        ("shard-000000-01.tar", f"clip{number}.flac") for number in (3, 4, 5)
+    ]
+    assert all(re.search(reason, damage.reason) for damage in damages)
+
+
+def test_verify_sees_a_row_that_stands_in_for_all_others(tmp_path):
+    shards = write_shards(tmp_path)
+    write_table(f"{tmp_path}/{shards.row(0).samples}", shards.samples(0).to_pylist()[:1] * 3, SAMPLE_SCHEMA)
+    (damage,) = verify(shards.url)
+    assert damage.shard == "shard-000000-00.tar" and "two rows have the same offset" in damage.reason
 
 
 def test_verify_sees_damage_outside_the_audio(tmp_path):
