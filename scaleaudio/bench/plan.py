@@ -65,7 +65,6 @@ class PlanCost:
         cold_seconds: to load the index and plan the first step.
         step_ms: a step after the first, in the mean.
         slowest_ms: the slowest of those.
-        alone_ms: one step computed alone, by `Order.samples`, with nothing kept from the step before.
         name_ms: to look up a shard's name; the reading threads do that before each read.
         memory_mb: what all that added to the process at its peak.
     """
@@ -75,7 +74,6 @@ class PlanCost:
     cold_seconds: float
     step_ms: float
     slowest_ms: float
-    alone_ms: float
     name_ms: float
     memory_mb: float
 
@@ -124,7 +122,6 @@ def plan_table(result: dict[str, Any]) -> Table:
         "cold s",
         "step ms",
         "slowest",
-        "alone",
         "name",
         "MB",
     ):
@@ -140,7 +137,6 @@ def plan_table(result: dict[str, Any]) -> Table:
             f"{cost['cold_seconds']:.2f}",
             f"{cost['step_ms']:.2f}",
             f"{cost['slowest_ms']:.1f}",
-            f"{cost['alone_ms']:.2f}",
             f"{cost['name_ms']:.2f}",
             f"{cost['memory_mb']:.0f}",
         )
@@ -185,9 +181,6 @@ def measure(folder: str, scale: PlanScale, num_steps: int) -> PlanCost:
     next(plans)
     planned = [time.perf_counter(), *(time.perf_counter() for _ in islice(plans, num_steps))]
     step_ms = 1000 * np.diff(planned)
-    alone = time.perf_counter()
-    for step in range(16):
-        order.samples(scale.start_step + 1000 * step, lanes)
     named = time.perf_counter()
     for shard in np.linspace(0, scale.shards - 1, 64).astype(int).tolist():
         index.shard_url(shard)
@@ -197,7 +190,6 @@ def measure(folder: str, scale: PlanScale, num_steps: int) -> PlanCost:
         cold_seconds=planned[0] - began,
         step_ms=float(step_ms.mean()),
         slowest_ms=float(step_ms.max()),
-        alone_ms=1000 * (named - alone) / 16,
         name_ms=1000 * (time.perf_counter() - named) / 64,
         memory_mb=max(_memory_kb("VmHWM") - before, 0) / 1024,
     )
