@@ -93,11 +93,12 @@ def embed(
             clusters.refuse_relative(given)
             plan = parts.begin(out, plan)
             try:
-                _embed_missing(encoder, index, out, plan, Tally(max_bad_fraction, index.num_samples), on_done)
+                folder = parts.folder_of(out, plan)
+                _embed_missing(encoder, index, folder, plan, Tally(max_bad_fraction, index.num_samples), on_done)
             except BadDataError as error:
                 raise RunFailed(str(error).replace("data.max_bad_fraction", "--max-bad-fraction")) from error
         done = parts.merge(out, plan, index)
-    parts.tidy(out)
+    parts.tidy(out, plan)
     return EmbedSummary(out, parts.rejects_url(out), dim_of(encoder), done["num_samples"], done["num_rejects"])
 
 
@@ -111,7 +112,7 @@ def _index(url: str) -> ShardIndex:
 def _embed_missing(
     encoder: nn.Module,
     index: ShardIndex,
-    out: str,
+    folder: str,
     plan: dict[str, Any],
     tally: Tally,
     on_done: Callable[[int, int], None],
@@ -119,7 +120,7 @@ def _embed_missing(
     """Has each unit embedded of which rows are missing, a bounded number at a time."""
     size = plan["unit_samples"]
     sizes = index.num_samples_per_shard.tolist()
-    begun, num_done = parts.begun(out, size, sizes), 0
+    begun, num_done = parts.begun(folder, size, sizes), 0
     missing = (unit for unit in units(index, size) if (unit.shard, unit.start // size) not in begun.finished)
     halves: deque[CorpusUnit] = deque()
     dim, resource = dim_of(encoder), "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"
@@ -129,9 +130,9 @@ def _embed_missing(
         # What begins whole, and what would be refused, gets a second chance: a node may just have gone.
         max_retries = 0 if unit.is_half and len(unit) > 1 else 1
         options = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_retries": max_retries}
-        return ray.remote(_embed).options(**options).remote(at_hand, out, unit)
+        return ray.remote(_embed).options(**options).remote(at_hand, folder, unit)
 
-    earlier = Reject(f"{out}.parts", "of an earlier run", "named in the parts of an earlier run")
+    earlier = Reject(folder, "of an earlier run", "named in the parts of an earlier run")
     for (shard, number), num_rejects in begun.finished.items():
         num_samples = parts.unit_size(number, size, sizes[shard])
         tally.add(num_samples, repeat(earlier, num_rejects))
@@ -141,21 +142,21 @@ def _embed_missing(
         if done is DIED and len(unit) > 1:
             halves.extend(_halves(unit))
             continue
-        part, rejects = _put(out, unit, refused(unit, dim, PROCESS_DIED)) if done is DIED else done
-        parts.replace(out, begun.leftover.get((unit.shard, unit.start // size), ()), part)
+        part, rejects = _put(folder, unit, refused(unit, dim, PROCESS_DIED)) if done is DIED else done
+        parts.replace(folder, begun.leftover.get((unit.shard, unit.start // size), ()), part)
         tally.add(len(unit), rejects)
         num_done += len(unit)
         on_done(num_done, index.num_samples)
 
 
-def _embed(encoder: nn.Module, out: str, unit: CorpusUnit) -> tuple[parts.Part, list[Reject]]:
+def _embed(encoder: nn.Module, folder: str, unit: CorpusUnit) -> tuple[parts.Part, list[Reject]]:
     """Runs in a Ray worker: writes the part of `unit`, and gives it and its rejects."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return _put(out, unit, embed_unit(encoder.to(device), unit))
+    return _put(folder, unit, embed_unit(encoder.to(device), unit))
 
 
-def _put(out: str, unit: CorpusUnit, table: Any) -> tuple[parts.Part, list[Reject]]:
-    part = parts.write(out, unit.shard, unit.start, table)
+def _put(folder: str, unit: CorpusUnit, table: Any) -> tuple[parts.Part, list[Reject]]:
+    part = parts.write(folder, unit.shard, unit.start, table)
     rows = table.select(["shard", "key", "reason"]).to_pylist()
     return part, [Reject(**row) for row in rows if row["reason"] is not None]
 

@@ -1,13 +1,15 @@
 """The parts of a table that many processes write, and the table that they become.
 
-A part is a Parquet file of consecutive rows of a shard, in the folder OUT.parts beside the table OUT. Its name says
-which rows, and how many have no embedding, and it appears whole: so the folder's listing is all the state there is.
+A part is a Parquet file of consecutive rows of a shard, in a folder below OUT.parts beside the table OUT. Its name says
+which rows, and how many have no embedding, and it appears whole: so the folder's listing is all the state there is. The
+folder is named by the plan, so that the parts of two jobs with other models or shards never meet.
 `merge` lays the parts end to end, in one process, and spools the table on the local disk where OUT is in an object
 store: what one such disk and object hold bounds the table.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -43,10 +45,10 @@ class Part(NamedTuple):
     num_rejects: int
     num_passing: int
 
-    def url(self, out: str) -> str:
-        """Where it lies."""
+    def url(self, folder: str) -> str:
+        """Where it lies in the parts' folder."""
         name = f"part-{self.shard:08d}-{self.start:08d}-{self.stop:08d}-{self.num_rejects}-{self.num_passing}.parquet"
-        return storage.join(_folder(out), name)
+        return storage.join(folder, name)
 
 
 class Begun(NamedTuple):
@@ -59,6 +61,13 @@ class Begun(NamedTuple):
 
     finished: dict[tuple[int, int], int]
     leftover: dict[tuple[int, int], list[Part]]
+
+
+def folder_of(out: str, plan: dict[str, Any]) -> str:
+    """Where the parts of `plan` lie; the size of its units does not matter."""
+    identity = {key: value for key, value in plan.items() if key != "unit_samples"}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return storage.join(_folder(out), digest[:16])
 
 
 def rejects_url(out: str) -> str:
@@ -75,8 +84,8 @@ def claim(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     if storage.is_folder(out):
         raise InputError(f'OUT "{out}": a folder; expected a path for a Parquet table')
     about = _about(out) if storage.exists(out) else None
-    before = about["plan"] if about is not None else _plan(out)
-    changed = [key for key in plan if key != "unit_samples" and before is not None and before.get(key) != plan[key]]
+    before = [about["plan"]] if about is not None else _plans(out)
+    changed = [key for key in plan if key != "unit_samples" and any(other.get(key) != plan[key] for other in before)]
     if changed:
         raise InputError(
             f'OUT "{out}" holds embeddings of another {" and another ".join(changed)}. Give another file, or --fresh'
@@ -86,29 +95,31 @@ def claim(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 def begin(out: str, plan: dict[str, Any]) -> dict[str, Any]:
     """The plan that the parts of `out` follow: an earlier run's, where there was one, else `plan`."""
-    before = _plan(out)
-    if before is None:
-        storage.write_atomic(_plan_url(out), json.dumps(plan).encode())
-    return before or plan
+    url = storage.join(folder_of(out, plan), "plan.json")
+    if storage.exists(url):
+        before: dict[str, Any] = json.loads(storage.read_bytes(url))
+        return before
+    storage.write_atomic(url, json.dumps(plan).encode())
+    return plan
 
 
-def write(out: str, shard: int, start: int, table: pa.Table) -> Part:
+def write(folder: str, shard: int, start: int, table: pa.Table) -> Part:
     """Puts the rows of a shard from `start` on there, as a part; patient with storage."""
     reasons = table["reason"].drop_null().to_pylist()
     part = Part(shard, start, start + len(table), len(reasons), sum(map(is_passing, reasons)))
-    url = part.url(out)
+    url = part.url(folder)
     _patiently(url, lambda: _write(url, table), num_bytes=table.nbytes)  # written twice, it is the same
     return part
 
 
-def begun(out: str, unit_samples: int, num_samples_per_shard: Sequence[int]) -> Begun:
+def begun(folder: str, unit_samples: int, num_samples_per_shard: Sequence[int]) -> Begun:
     """What is there of the units of `unit_samples`.
 
     A unit goes on as it is with rejects that its audio or the model is at fault for. It is made again when a row is
     missing, or when storage or a dead process cost it one: what could not be read yesterday may be there today.
     """
     begun = Begun({}, {})
-    for (shard, number), found in groupby(_parts(out), lambda part: (part.shard, part.start // unit_samples)):
+    for (shard, number), found in groupby(_parts(folder), lambda part: (part.shard, part.start // unit_samples)):
         parts = list(found)
         chosen = list(_without_overlap(parts))
         size = unit_size(number, unit_samples, num_samples_per_shard[shard])
@@ -124,11 +135,11 @@ def unit_size(number: int, unit_samples: int, num_samples: int) -> int:
     return min(unit_samples, num_samples - number * unit_samples)
 
 
-def replace(out: str, leftover: Iterable[Part], part: Part) -> None:
+def replace(folder: str, leftover: Iterable[Part], part: Part) -> None:
     """Deletes those of `leftover` that hold rows of `part`, which is there in their place."""
     for old in leftover:
         if old != part and old.start < part.stop and part.start < old.stop:
-            storage.delete_tree(old.url(out))
+            storage.delete_tree(old.url(folder))
 
 
 def merge(out: str, plan: dict[str, Any], index: ShardIndex) -> dict[str, Any]:
@@ -137,7 +148,8 @@ def merge(out: str, plan: dict[str, Any], index: ShardIndex) -> dict[str, Any]:
     Raises:
         RunFailed: when a row is missing.
     """
-    found = list(_without_overlap(_parts(out)))
+    folder = folder_of(out, plan)
+    found = list(_without_overlap(_parts(folder)))
     rows: Counter[int] = Counter()
     for part in found:
         if part.start != rows[part.shard]:
@@ -145,24 +157,24 @@ def merge(out: str, plan: dict[str, Any], index: ShardIndex) -> dict[str, Any]:
         rows[part.shard] = part.stop
     if missing := [n for n, size in enumerate(index.num_samples_per_shard.tolist()) if rows[n] != size]:
         shard = index.row(missing[0]).shard
-        raise RunFailed(
-            f"{_folder(out)}: parts of {len(missing)} shards are gone, as of {shard}. Run the command again"
-        )
+        raise RunFailed(f"{folder}: parts of {len(missing)} shards are gone, as of {shard}. Run the command again")
     num_rejects = sum(part.num_rejects for part in found)
     about = {"plan": plan, "num_samples": sum(rows.values()) - num_rejects, "num_rejects": num_rejects}
-    names = [part.url(out) for part in found if part.num_rejects]
+    names = [part.url(folder) for part in found if part.num_rejects]
     tables = [_rejected(_read(url)) for url in names]
     _write(rejects_url(out), pa.concat_tables([_REJECT_SCHEMA.empty_table(), *tables]))
     schema = _row_schema(plan["embedding_dim"]).with_metadata({_ABOUT: json.dumps(about).encode()})
     with storage.open_atomic(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for group in _groups(_read(part.url(out)) for part in found):
+        for group in _groups(_read(part.url(folder)) for part in found):
             writer.write_table(group.select(schema.names).cast(schema))
     return about
 
 
-def tidy(out: str) -> None:
-    """Deletes the parts, once the table is there."""
-    storage.delete_tree(_folder(out))
+def tidy(out: str, plan: dict[str, Any]) -> None:
+    """Deletes the parts of `plan`, once the table is there."""
+    storage.delete_tree(folder_of(out, plan))
+    if not storage.list_files(_folder(out)):
+        storage.delete_tree(_folder(out))
 
 
 def remove(out: str) -> None:
@@ -200,9 +212,9 @@ def _rejected(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_valid(table["reason"])).select(_REJECT_SCHEMA.names)
 
 
-def _parts(out: str) -> list[Part]:
+def _parts(folder: str) -> list[Part]:
     """What the folder holds, in the order of the rows; of parts that begin together the longest and best first."""
-    names = (_NAME.search(url) for url in storage.list_files(_folder(out), ".parquet"))
+    names = (_NAME.search(url) for url in storage.list_files(folder, ".parquet"))
     found = [Part(*map(int, name.groups())) for name in names if name]
     return sorted(found, key=lambda part: (part.shard, part.start, -part.stop, part.num_passing, part.num_rejects))
 
@@ -241,16 +253,9 @@ def _about(out: str) -> dict[str, Any]:
         raise InputError(f'OUT "{out}": a file that `scaleaudio embed` did not write. Give another') from error
 
 
-def _plan(out: str) -> dict[str, Any] | None:
-    url = _plan_url(out)
-    if not storage.exists(url):
-        return None
-    plan: dict[str, Any] = json.loads(storage.read_bytes(url))
-    return plan
-
-
-def _plan_url(out: str) -> str:
-    return storage.join(_folder(out), "plan.json")
+def _plans(out: str) -> list[dict[str, Any]]:
+    """Of all jobs that were begun here, and not ended."""
+    return [json.loads(storage.read_bytes(url)) for url in storage.list_files(_folder(out), "/plan.json")]
 
 
 def _folder(out: str) -> str:

@@ -93,12 +93,12 @@ def test_a_job_killed_midway_goes_on_and_no_row_is_lost_or_doubled(
     command = [sys.executable, "-m", "scaleaudio", "embed", model, str(shards), str(out), "--unit-samples", "1"]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     job = subprocess.Popen(command, env=environment, start_new_session=True)
-    while not (there := list(tmp_path.glob("z.parquet.parts/part-*"))) and job.poll() is None:
+    while not (there := list(tmp_path.glob("z.parquet.parts/*/part-*"))) and job.poll() is None:
         time.sleep(0.001)
     os.killpg(job.pid, signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL and not out.exists()
     time.sleep(1.0)  # its tasks are ended by Ray
-    there = sorted(tmp_path.glob("z.parquet.parts/part-*.parquet"))
+    there = sorted(tmp_path.glob("z.parquet.parts/*/part-*.parquet"))
     assert 0 < len(there) < NUM_CLIPS
     before = {part.name: part.stat().st_mtime_ns for part in there}
     counts: list[int] = []
@@ -141,7 +141,7 @@ def test_clips_that_are_no_audio_cost_a_stopped_job_none_of_its_parts_and_still_
     broken, out = odd_shards(clips, tmp_path), str(tmp_path / "z.parquet")
     with pytest.raises(RunFailed, match=r"unusable, more than --max-bad-fraction 0.01"):
         embed(model, broken, out, unit_samples=1)
-    there = {part.name: part.stat().st_mtime_ns for part in tmp_path.glob("z.parquet.parts/part-*")}
+    there = {part.name: part.stat().st_mtime_ns for part in tmp_path.glob("z.parquet.parts/*/part-*")}
     assert there
     with pytest.raises(RunFailed, match=r"of an earlier run"):
         embed(model, broken, out)

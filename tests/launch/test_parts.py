@@ -11,7 +11,7 @@ import pytest
 
 from scaleaudio.data.fetch import CHANGED, UNREADABLE
 from scaleaudio.data.index import ShardIndex
-from scaleaudio.errors import RunFailed
+from scaleaudio.errors import InputError, RunFailed
 from scaleaudio.evaluate.corpus import PROCESS_DIED
 from scaleaudio.launch import parts
 
@@ -31,14 +31,15 @@ def test_a_unit_that_was_halved_and_came_through_later_is_counted_once(tmp_path:
     out, index = str(tmp_path / "z.parquet"), ShardIndex.load(str(shards))
     sizes = index.num_samples_per_shard.tolist()
     plan = parts.begin(out, {"unit_samples": 100, "embedding_dim": 1})
+    folder = parts.folder_of(out, plan)
     for shard, size in enumerate(sizes):
-        parts.write(out, shard, 0, rows(0, 2))
-        assert (shard, 0) not in parts.begun(out, 100, sizes).finished
+        parts.write(folder, shard, 0, rows(0, 2))
+        assert (shard, 0) not in parts.begun(folder, 100, sizes).finished
         with pytest.raises(RunFailed, match="parts of"):
             parts.merge(out, plan, index)
-        parts.write(out, shard, 2, rows(2, size))
-        parts.write(out, shard, 0, rows(0, size, bad=1))
-    begun = parts.begun(out, 100, sizes)
+        parts.write(folder, shard, 2, rows(2, size))
+        parts.write(folder, shard, 0, rows(0, size, bad=1))
+    begun = parts.begun(folder, 100, sizes)
     assert begun == ({(shard, 0): 1 for shard in range(len(sizes))}, {})
     about = parts.merge(out, plan, index)
     assert (about["num_samples"], about["num_rejects"]) == (sum(sizes) - len(sizes), len(sizes))
@@ -57,12 +58,13 @@ STORAGE_FAULTS = [f"{UNREADABLE}: no answer in 20 s", f"{CHANGED}: the shard cha
 def test_only_units_that_storage_or_a_dead_process_cost_a_clip_are_made_again(tmp_path: Path, why: str) -> None:
     out = str(tmp_path / "z.parquet")
     plan = parts.begin(out, {"unit_samples": 4, "model": "a"})
-    parts.write(out, 0, 0, rows(0, 4))
-    parts.write(out, 0, 4, rows(4, 8, bad=5))
-    again = parts.write(out, 0, 8, rows(8, 12, bad=9, why=why))
-    half = parts.write(out, 0, 12, rows(12, 13))
+    folder = parts.folder_of(out, plan)
+    parts.write(folder, 0, 0, rows(0, 4))
+    parts.write(folder, 0, 4, rows(4, 8, bad=5))
+    again = parts.write(folder, 0, 8, rows(8, 12, bad=9, why=why))
+    half = parts.write(folder, 0, 12, rows(12, 13))
     assert parts.begin(out, {"unit_samples": 9, "model": "a"}) == plan
-    begun = parts.begun(out, 4, [15])
+    begun = parts.begun(folder, 4, [15])
     assert begun == ({(0, 0): 0, (0, 1): 1}, {(0, 2): [again], (0, 3): [half]})
 
 
@@ -71,17 +73,32 @@ def test_what_is_made_again_takes_the_place_of_what_was_there_once_it_is_there(t
     out, index = str(tmp_path / "z.parquet"), ShardIndex.load(str(shards))
     sizes = index.num_samples_per_shard.tolist()
     plan = parts.begin(out, {"unit_samples": 100, "embedding_dim": 1})
+    folder = parts.folder_of(out, plan)
     for shard, size in enumerate(sizes):
-        parts.write(out, shard, 0, rows(0, size, bad=1, why=UNREADABLE))
-    leftover = parts.begun(out, 100, sizes).leftover
+        parts.write(folder, shard, 0, rows(0, size, bad=1, why=UNREADABLE))
+    leftover = parts.begun(folder, 100, sizes).leftover
     assert parts.merge(out, plan, index)["num_rejects"] == len(sizes)  # nothing has gone yet
     for shard, size in enumerate(sizes):
         if shard == 0:
-            part = parts.write(out, 0, 0, rows(0, size, bad=1, why=UNREADABLE))
-            parts.replace(out, leftover[0, 0], part)
+            part = parts.write(folder, 0, 0, rows(0, size, bad=1, why=UNREADABLE))
+            parts.replace(folder, leftover[0, 0], part)
             continue
         for start, stop in ((0, 3), (3, size)):
-            part = parts.write(out, shard, start, rows(start, stop))
-            parts.replace(out, leftover[shard, 0], part)
+            part = parts.write(folder, shard, start, rows(start, stop))
+            parts.replace(folder, leftover[shard, 0], part)
     assert parts.merge(out, plan, index)["num_rejects"] == 1
-    assert parts.begun(out, 100, sizes).finished == {(shard, 0): 0 for shard in range(1, len(sizes))}
+    assert parts.begun(folder, 100, sizes).finished == {(shard, 0): 0 for shard in range(1, len(sizes))}
+
+
+def test_jobs_with_other_models_never_mix_their_rows_though_both_began_at_once(tmp_path: Path, shards: Path) -> None:
+    out, index = str(tmp_path / "z.parquet"), ShardIndex.load(str(shards))
+    one, other = ({"unit_samples": 100, "embedding_dim": 1, "model": model} for model in "ab")
+    assert parts.claim(out, one) is None and parts.claim(out, other) is None
+    assert parts.begin(out, one) == one and parts.begin(out, other) == other
+    for shard, size in enumerate(index.num_samples_per_shard.tolist()):
+        parts.write(parts.folder_of(out, one), shard, 0, rows(0, size))
+    with pytest.raises(RunFailed, match="parts of"):
+        parts.merge(out, other, index)
+    with pytest.raises(InputError, match="another model"):
+        parts.claim(out, other)
+    assert parts.merge(out, one, index)["num_samples"] == index.num_samples
