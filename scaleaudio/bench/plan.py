@@ -10,11 +10,10 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,10 @@ from scaleaudio.types import World
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from scaleaudio.data.fetch import Fetcher
+    from scaleaudio.data.ahead import Wanted
+    from scaleaudio.data.fetch import Member
+    from scaleaudio.data.index import ShardIndex
+    from scaleaudio.data.order import Integers
 
 _CHECKSUM_BYTES = 32
 
@@ -168,7 +170,7 @@ def write_index(folder: str, scale: PlanScale) -> None:
 
 def measure(folder: str, scale: PlanScale, num_steps: int) -> PlanCost:
     """The plans of the middle rank over the index in `folder`, from scale.start_step on."""
-    from scaleaudio.data.fetch import Fetcher
+    import scaleaudio.data.ahead  # noqa: F401 - torch comes with it, and is not what is measured
     from scaleaudio.data.index import ShardIndex
 
     lanes = World(scale.ranks // 2, scale.ranks).share(scale.lanes)
@@ -177,7 +179,7 @@ def measure(folder: str, scale: PlanScale, num_steps: int) -> PlanCost:
     index = ShardIndex.load(folder)
     loaded = time.perf_counter()
     order = scale.order(index.num_samples)
-    plans = _plans(Fetcher(index, order.chunk_samples), order, lanes, scale.start_step)
+    plans = _plans(index, order, lanes, scale.start_step)
     next(plans)
     planned = [time.perf_counter(), *(time.perf_counter() for _ in islice(plans, num_steps))]
     step_ms = 1000 * np.diff(planned)
@@ -218,18 +220,22 @@ def check_epoch(scale: PlanScale) -> EpochCheck:
     )
 
 
-def _plans(fetcher: Fetcher, order: Order, lanes: range, start_step: int) -> Iterator[list[list[int]]]:
-    """Each step's samples, lane by lane, once it is known which rows of which shards their windows are read from."""
-    windows = [order.windows(lane, start_step * order.lane_batch) for lane in lanes]
-    queues: list[deque[int]] = [deque() for _ in lanes]
-    while True:
-        for window, queue in zip(windows, queues, strict=True):
-            while len(queue) < order.lane_batch:
-                numbers = next(window)
-                for group in fetcher.groups(numbers):
-                    fetcher.place(int(group[0]))
-                queue.extend(numbers.tolist())
-        yield [[queue.popleft() for _ in range(order.lane_batch)] for queue in queues]
+def _plans(index: ShardIndex, order: Order, lanes: range, start_step: int) -> Iterator[list[Wanted]]:
+    """Each step's samples by the stream's own lanes, whose reads know shard and row, and then read nothing."""
+    from scaleaudio.data.ahead import Feed, Lane, Source
+    from scaleaudio.data.fetch import Fetcher
+
+    class Planner(Fetcher):
+        def read_ahead(self, group: Integers) -> dict[int, Member]:
+            self.place(int(group[0]))
+            return {}
+
+    source = Source("", order, Planner(index, order.chunk_samples))
+    with ThreadPoolExecutor(1) as readers:
+        starts = start_step * order.lane_batch
+        own = [Lane(repeat(0), [Feed(source, order.windows(lane, starts), readers)]) for lane in lanes]
+        while True:
+            yield [clip for lane in own for clip in lane.take(order.lane_batch, 0)]
 
 
 def _in_new_process(folder: str, scale: PlanScale, num_steps: int) -> PlanCost:
