@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from scaleaudio.data.ahead import Wanted
-    from scaleaudio.data.fetch import Member
     from scaleaudio.data.index import ShardIndex
     from scaleaudio.data.order import Integers
+    from scaleaudio.data.ranges import Member
 
 _CHECKSUM_BYTES = 32
 
@@ -235,7 +235,10 @@ def _plans(index: ShardIndex, order: Order, lanes: range, start_step: int) -> It
         starts = start_step * order.lane_batch
         own = [Lane(repeat(0), [Feed(source, order.windows(lane, starts), readers)]) for lane in lanes]
         while True:
-            yield [clip for lane in own for clip in lane.take(order.lane_batch, 0)]
+            clips = [clip for lane in own for clip in lane.take(order.lane_batch, 0)]
+            for clip in clips:  # as a stream's decoders do: else unread requests pile up
+                clip.read.result()
+            yield clips
 
 
 def _in_new_process(folder: str, scale: PlanScale, num_steps: int) -> PlanCost:
