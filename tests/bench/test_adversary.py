@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import config
 
-from scaleaudio import cli
 from scaleaudio.bench.adversary import BASELINE, arms, measure
+from scaleaudio.cli import bench
 from scaleaudio.data.stream import DataConfig
 from scaleaudio.train import OptimizerConfig
 
@@ -44,9 +44,9 @@ def test_more_candidates_cost_more_and_the_baseline_costs_one() -> None:
 def test_the_command_prints_every_arm(
     tiny_tree: dict[str, Any], tiny_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.bench_adversary(tiny_file, None, rounds=1, only="of 4", threads=1, as_json=True)
+    bench.bench_adversary(tiny_file, None, rounds=1, only="of 4", threads=1, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [cost["arm"] for cost in found][:2] == [BASELINE, "hardest of 4"]
     assert all(cost["step_ms"] > 0 for cost in found)
-    cli.bench_adversary(tiny_file, None, rounds=1, only="value", threads=1, as_json=False)
+    bench.bench_adversary(tiny_file, None, rounds=1, only="value", threads=1, as_json=False)
     assert "processor time" in capsys.readouterr().out

@@ -132,7 +132,7 @@ def test_another_config_is_refused_by_its_keys(undisturbed: Ran, tiny: Callable[
     with pytest.raises(InputError) as refused:
         pretrain(other, undisturbed.url)
     text = str(refused.value)
-    assert "schedule.learning_rate: 0.001, 0.5" in text and "negatives.num_candidates: 1, 2" in text
+    assert "schedule.learning_rate: 0.0003, 0.5" in text and "negatives.num_candidates: 1, 2" in text
     assert "launch" not in text and "frontend" not in text and "--fresh" in text
 
 
