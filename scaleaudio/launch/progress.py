@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,18 +16,12 @@ from scaleaudio.launch.monitor import Event
 _LINE_EVERY_SECONDS = 20.0
 
 
-class Progress:
-    """Shows the events of a run."""
+class _Shown:
+    """A bar that is there while the block runs."""
 
-    def __init__(self, num_steps: int, console: Console | None = None) -> None:
-        """A bar of `num_steps` steps."""
-        self._console = console or Console()
-        self._bar = _bar(self._console)
-        self._task = self._bar.add_task("starting", total=num_steps)
-        self._num_steps = num_steps
-        self._last_line = 0.0
+    _bar: Bar
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         """Starts the bar."""
         self._bar.start()
         return self
@@ -36,6 +31,18 @@ class Progress:
     ) -> None:
         """Ends the bar."""
         self._bar.stop()
+
+
+class Progress(_Shown):
+    """Shows the events of a run."""
+
+    def __init__(self, num_steps: int, console: Console | None = None) -> None:
+        """A bar of `num_steps` steps."""
+        self._console = console or Console()
+        self._bar = _bar(self._console)
+        self._task = self._bar.add_task("starting", total=num_steps)
+        self._num_steps = num_steps
+        self._last_line = 0.0
 
     def on_event(self, event: Event) -> None:
         """Shows one event (`launch.pretrain`)."""
@@ -66,7 +73,7 @@ class Progress:
         self._bar.console.print(text, highlight=False, soft_wrap=True)
 
 
-class Counted:
+class Counted(_Shown):
     """Shows how much of some work is done."""
 
     def __init__(self, what: str, console: Console | None = None) -> None:
@@ -76,17 +83,6 @@ class Counted:
         self._what = what
         self._task = self._bar.add_task(what, total=None)
         self._last_line = time.monotonic()
-
-    def __enter__(self) -> Counted:
-        """Starts the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends the bar."""
-        self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
         """Shows that `done` of `total` are done."""
