@@ -42,7 +42,7 @@ test-all: $(READY)
 	$(BIN)/pytest
 
 lock:
-	$(BIN)/uv pip compile -q pyproject.toml --group dev --extra http --extra hub --extra onnx --extra timm --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile -q pyproject.toml --group dev --extra http --extra hub --extra mlflow --extra onnx --extra optuna --extra timm --extra wandb --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header --no-emit-index-url -c constraints.txt -o requirements.lock
 
 clean:
