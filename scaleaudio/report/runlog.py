@@ -19,10 +19,10 @@ from scaleaudio.data import storage
 from scaleaudio.data.index import read_table, write_table
 from scaleaudio.data.rejects import kind_of
 from scaleaudio.errors import InputError
+from scaleaudio.report.events import EVENTS
 from scaleaudio.types import Reject
 
 METRICS = "metrics.jsonl"
-EVENTS = "events.jsonl"
 REJECTS = "rejects.parquet"
 MAX_REJECT_ROWS = 100_000  # held in memory, and written anew at each checkpoint
 _LEFT = "rejects-of-worker-"
@@ -84,9 +84,11 @@ class RunLog:
             self._board.add_scalar(name, value, step)
 
     def event(self, event: dict[str, Any]) -> None:
-        """Adds what happened (started, checkpoint, warning, ended) with the time."""
+        """Adds what happened (`report.events` says what there is), with the time; at once visible in the run folder."""
         with (self._folder / EVENTS).open("a") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
+        if self._scratch is not None:  # a killed worker flushes nothing more
+            self._copy(self._folder / EVENTS)
 
     def add_rejects(self, rejects: list[tuple[int, Reject]]) -> None:
         """Adds clips that had to be replaced, with their steps; past MAX_REJECT_ROWS they are counted, by reason."""
@@ -111,8 +113,11 @@ class RunLog:
         if self._scratch is not None:
             for path in self._folder.rglob("*"):
                 if path.is_file():
-                    url = storage.join(self._url, path.relative_to(self._folder).as_posix())
-                    storage.write_atomic(url, path.read_bytes())
+                    self._copy(path)
+
+    def _copy(self, path: Path) -> None:
+        url = storage.join(self._url, path.relative_to(self._folder).as_posix())
+        storage.write_atomic(url, path.read_bytes())
 
     def close(self) -> None:
         """Flushes and lets go of the files."""

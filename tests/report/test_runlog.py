@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scaleaudio.errors import InputError
 from scaleaudio.report import runlog
+from scaleaudio.report.events import EVENTS, FAULTS, append_events, fault, recovery
 from scaleaudio.report.runlog import (
-    EVENTS,
     METRICS,
     REJECTS,
     RunLog,
@@ -71,6 +71,22 @@ def test_events_of_all_attempts_stay_with_their_times(run_url: str) -> None:
     events = read_events(run_url)
     assert [event["step"] for event in events] == [0, 6]
     assert 0 < events[0]["time"] <= events[1]["time"]
+
+
+def test_faults_and_recoveries_are_events_with_time_step_and_what_happened(run_url: str) -> None:
+    """Written while no worker lives; the line that its death cut off does not count as damage."""
+    died = fault("worker", 9, "worker 1 on host b (pid 17) died: killed by signal 9", rank=1)
+    breakdown = {"noticed": 1.5, "workers started": 10.25, "first step": 0.25}
+    back = recovery("worker", 6, "goes on with 2 workers", lost_steps=3, breakdown=breakdown)
+    append_events(run_url, [died, back])
+    log = RunLog(run_url, 6)
+    log.event({"kind": "started", "step": 6})
+    log.close()
+    assert log.warnings == []
+    first, struck, went_on, second = read_events(run_url)
+    assert (first["kind"], second["kind"]) == ("started", "started")
+    assert struck == died and struck["fault"] in FAULTS and struck["step"] == 9
+    assert (went_on["seconds"], went_on["lost_steps"], went_on["breakdown"]) == (12.0, 3, breakdown)
 
 
 def test_a_run_that_has_not_begun_has_logged_nothing(tmp_path: Path) -> None:
