@@ -32,6 +32,7 @@ from scaleaudio.negatives import (
     scarred,
 )
 from scaleaudio.objectives import Against, BYOLConfig, EmbeddingTerm, InfoNCEConfig, ObjectiveConfig, Pairs, Predictor
+from scaleaudio.recompute import TrainConfig, in_chunks
 from scaleaudio.schedule import ScheduleConfig, ramp
 from scaleaudio.types import Batch, Draws, Losses, Settings, Views, World, keyed_seed
 from scaleaudio.views import ViewsConfig, make_views
@@ -48,6 +49,7 @@ class TaskConfig(Settings):
     encoder: EncoderConfig = ResNetConfig()
     objective: ObjectiveConfig = InfoNCEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="before")
@@ -115,6 +117,8 @@ class PretrainTask(nn.Module):
         self.world = world
         self.frontend = config.frontend.build()
         self.encoder = config.build_encoder()
+        if config.train.checkpoint_activations:
+            self.encoder.checkpoint_activations()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(config.seed, "heads"))
             self.projector = config.objective.projector.build(self.encoder.embedding_dim)
@@ -152,7 +156,7 @@ class PretrainTask(nn.Module):
             sought = self._find(views.anchor_BFS, draws, batch)
             mel_NFS = torch.cat(self._scarred(views, draws, batch.step))
             # before the negatives, so that its dropout does not depend on whether there are any
-            target_ND = None if self.target is None else self.target(mel_NFS)
+            target_ND = None if self.target is None else self.target[1](self._encoded(mel_NFS, self.target[0]))
             embedded, negative = self._embed(mel_NFS, sought)
         kept = _pairs(embedded.kept_ND, None if negative is None else negative.kept_ND, sought, None)
         projected = _pairs(
@@ -196,7 +200,7 @@ class PretrainTask(nn.Module):
         with _evaluating(self.encoder, self.projector):
             found = self.adversary.find(
                 anchor_BFS[clip_M],
-                lambda mel: self.projector(self.encoder(mel)),
+                lambda mel: self.projector(self._encoded(mel)),
                 draws.of(row_M),
                 ramp(batch.step, self.config.schedule),
             )
@@ -215,8 +219,13 @@ class PretrainTask(nn.Module):
             )
         )
 
+    def _encoded(self, mel_NFS: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """Embeddings by the trained encoder or another, of as many clips at once as fit."""
+        max_clips = self.config.train.max_clips_per_worker
+        return in_chunks(encoder or self.encoder, mel_NFS, None if max_clips is None else 2 * max_clips)  # two views
+
     def _online(self, mel_NFS: Tensor) -> _Embedded:
-        kept_ND = self.encoder(mel_NFS)
+        kept_ND = self._encoded(mel_NFS)
         return _Embedded(kept_ND, self.projector(kept_ND))
 
     def _embed(self, mel_NFS: Tensor, sought: _Sought | None) -> tuple[_Embedded, _Embedded | None]:
@@ -228,7 +237,7 @@ class PretrainTask(nn.Module):
             assert self.target is not None
             views = self._online(mel_NFS)
             with self._apart(self.target), torch.no_grad():
-                kept_ND = self.target[0](negative_NFS)
+                kept_ND = self._encoded(negative_NFS, self.target[0])
                 return views, _Embedded(kept_ND, self.target[1](kept_ND))
         if self._negatives.batch_norm == "shared":
             both = self._online(torch.cat([mel_NFS, negative_NFS]))

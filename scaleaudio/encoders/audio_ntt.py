@@ -16,6 +16,7 @@ from scaleaudio.encoders.base import AddPosition, Encoder, Position
 from scaleaudio.types import Settings
 
 _CHANNELS = 64
+_BLOCK_LAYERS = 4
 _V2_HIDDEN = 2048
 
 
@@ -60,10 +61,16 @@ class AudioNTT(Encoder):
 
     def frames(self, mel_BFS: Tensor) -> Tensor:
         """Frame embeddings (B, S / stride, D)."""
-        map_BCFS = self.features(self.position(mel_BFS.unsqueeze(1)))
+        map_BCFS = self.position(mel_BFS.unsqueeze(1))
+        for first in range(0, len(self.features), _BLOCK_LAYERS):
+            map_BCFS = self._through(self.features[first : first + _BLOCK_LAYERS], map_BCFS)
         features_BSD = map_BCFS.permute(0, 3, 2, 1).flatten(2)
         embedded_BSD: Tensor = self.fc(features_BSD)
         return torch.cat([features_BSD, embedded_BSD], dim=-1) if self._keeps_features else embedded_BSD
+
+    def checkpoint_activations(self) -> None:
+        """By convolution blocks; the linear layers keep theirs."""
+        self._keeps_activations = False
 
     def pool(self, frames_BSD: Tensor) -> Tensor:
         """Clip embeddings (B, D): maximum plus mean over time."""

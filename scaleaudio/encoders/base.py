@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scaleaudio.recompute import recomputed
+
 Norm = Literal["batch", "group"]
 Position = Literal["none", "frequency", "time", "both"]
 
@@ -22,6 +24,7 @@ class Encoder(nn.Module):
 
     embedding_dim: int
     frame_stride: int
+    _keeps_activations = True
 
     def frames(self, mel_BFS: Tensor) -> Tensor:
         """Frame embeddings (B, S', D)."""
@@ -34,6 +37,23 @@ class Encoder(nn.Module):
     def forward(self, mel_BFS: Tensor) -> Tensor:
         """Clip embeddings (B, D)."""
         return self.pool(self.frames(mel_BFS))
+
+    def checkpoint_activations(self) -> None:
+        """From now on training keeps what goes into each block, and makes the rest again for the gradient.
+
+        Raises:
+            ValueError: where there are no blocks to do that by.
+        """
+        raise ValueError(
+            f"train.checkpoint_activations: {type(self).__name__} knows no blocks that could be made again. "
+            "Set it to false, or give the class a method checkpoint_activations."
+        )
+
+    def _through(self, block: nn.Module, map_BCFS: Tensor) -> Tensor:
+        """What the block makes of a feature map, with or without keeping what lies between."""
+        keeps = self._keeps_activations or not torch.is_grad_enabled()
+        made_BCFS: Tensor = block(map_BCFS) if keeps else recomputed(block)(map_BCFS)
+        return made_BCFS
 
 
 def norm_2d(norm: Norm, channels: int) -> nn.Module:

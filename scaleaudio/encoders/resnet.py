@@ -54,8 +54,14 @@ class ResNet(Encoder):
         """Frame embeddings (B, ceil(S / stride), D), each the mean over frequency."""
         map_BCFS: Tensor = self.position(self.stem(mel_BFS.unsqueeze(1)))
         # channels last: the default layout takes 1.5 times as long
-        map_BCFS = self.stages(map_BCFS.contiguous(memory_format=torch.channels_last))
+        map_BCFS = map_BCFS.contiguous(memory_format=torch.channels_last)
+        for block in self.stages:
+            map_BCFS = self._through(block, map_BCFS)
         return map_BCFS.mean(dim=2).transpose(1, 2)
+
+    def checkpoint_activations(self) -> None:
+        """By residual blocks."""
+        self._keeps_activations = False
 
 
 class _Block(nn.Module):

@@ -1,0 +1,80 @@
+"""Activations that are made again in the backward pass instead of kept: time for memory.
+
+By chunks of clips this is gradient caching (arXiv 2101.06983): embeddings are made chunk by chunk, the loss looks at
+all of them, and the backward pass makes each chunk's activations anew. So a contrastive loss keeps its whole batch,
+which plain accumulation would split. By layers it is activation checkpointing (arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from scaleaudio.types import Settings
+
+
+class TrainConfig(Settings):
+    """How a step is computed. What it computes stays the same, but for batch norm, which looks at a chunk at a time."""
+
+    max_clips_per_worker: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="clips of which a worker holds activations at once; with more of them it takes chunks, each "
+            "of them encoded twice, and the loss still sees the whole batch. null: all",
+        ),
+    ] = None
+    checkpoint_activations: Annotated[
+        bool, Field(description="keep what goes into each block of the encoder, and make the rest again: less memory")
+    ] = False
+
+
+def in_chunks(module: nn.Module, mel_NFS: Tensor, max_rows: int | None) -> Tensor:
+    """`module` of all rows; where there are more than `max_rows`, of so many at a time, and again for its gradient.
+
+    Batch norm takes the statistics of each chunk, and each chunk moves the running ones once.
+    """
+    if max_rows is None or len(mel_NFS) <= max_rows:
+        whole: Tensor = module(mel_NFS)
+        return whole
+    chunks = torch.tensor_split(mel_NFS, -(-len(mel_NFS) // max_rows))
+    function = recomputed(module) if torch.is_grad_enabled() else module
+    return torch.cat([function(chunk) for chunk in chunks])
+
+
+def recomputed(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module as a function that keeps its input and none of its activations."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        modes = [(norm.training, norm.track_running_stats) for norm in norms]
+        return nullcontext(), _as_they_were(norms, modes)
+
+    def function(input_N: Tensor) -> Tensor:
+        # Shapes are not compared: under ZeRO-3 a parameter that is spread over the workers has none meanwhile.
+        output_N: Tensor = checkpoint(
+            module, input_N, use_reentrant=False, context_fn=contexts, determinism_check="none"
+        )
+        return output_N
+
+    return function
+
+
+@contextmanager
+def _as_they_were(norms: list[_BatchNorm], modes: list[tuple[bool, bool]]) -> Iterator[None]:
+    """Batch norms in the modes of the first pass; the running statistics have seen this batch and stay as they are."""
+    now = [(norm.training, norm.track_running_stats, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (training, tracks) in zip(norms, modes, strict=True):
+        norm.training, norm.track_running_stats, norm.momentum, norm.num_batches_tracked = training, tracks, 0.0, None
+    try:
+        yield
+    finally:
+        for norm, before in zip(norms, now, strict=True):
+            norm.training, norm.track_running_stats, norm.momentum, norm.num_batches_tracked = before
