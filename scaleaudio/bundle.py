@@ -1,7 +1,7 @@
 """A trained encoder on disk, and `load`: torch and torchaudio, with no Ray, DeepSpeed, WebDataset or pyarrow.
 
-    BUNDLE/config.json           the parts of the config that the encoder needs, and what it was trained on
-           encoder.safetensors   front-end constants and encoder weights
+    BUNDLE/config.json         the parts of the config that the encoder needs, and what it was trained on
+           model.safetensors   front-end constants and encoder weights
 
 A run folder and a checkpoint load as well: the encoder is taken out of the newest checkpoint.
 """
@@ -9,121 +9,69 @@ A run folder and a checkpoint load as well: the encoder is taken out of the newe
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scaleaudio import __version__
-from scaleaudio.encoders import Encoder
+from scaleaudio.embedder import AudioEncoder, untrained
 from scaleaudio.errors import InputError
-from scaleaudio.frontend import Frontend
 from scaleaudio.task import TaskConfig
 
 if TYPE_CHECKING:
     from scaleaudio.checkpoint import Meta
 
+__all__ = ["AudioEncoder", "from_tensors", "load", "load_projector", "save", "untrained"]
+
 FORMAT_VERSION = 1
-MAX_SECONDS = 600
-_WEIGHTS = "encoder.safetensors"
+_WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_DATA = ("url", "sources", "mixture", "global_batch", "crops_per_clip", "short_clips")
 _PROJECTOR = re.compile(r"(parameter|buffer)\.projector\.")
 
 
-class AudioEncoder(nn.Module):
-    """Waveforms to embeddings: the front-end and encoder of a run, in eval mode.
-
-    Attributes:
-        config: the task's config, with the measured front-end constants.
-        step: how many steps it was trained for; 0 is an untrained encoder.
-    """
-
-    def __init__(self, config: TaskConfig, frontend: Frontend, encoder: Encoder, step: int = 0) -> None:
-        """Puts both modules into eval mode."""
-        super().__init__()
-        self.config = config
-        self.step = step
-        self.frontend = frontend
-        self.encoder = encoder
-        self.eval()
-
-    @property
-    def sample_rate_hz(self) -> int:
-        """The rate that waveforms must have."""
-        return self.config.frontend.sample_rate_hz
-
-    @property
-    def embedding_dim(self) -> int:
-        """D."""
-        return self.encoder.embedding_dim
-
-    @property
-    def hop_seconds(self) -> float:
-        """Time from one embedding frame to the next."""
-        return self.config.frontend.hop_seconds * self.encoder.frame_stride
-
-    def frames(self, wave_BT: Tensor) -> Tensor:
-        """Frame embeddings (B, S, D) of mono waveforms in [-1, 1] at `sample_rate_hz`.
-
-        Raises:
-            ValueError: for another shape or type, no samples, more than ten minutes, or values that are not finite.
-        """
-        self._check(wave_BT)
-        mel_BFS = self.frontend(wave_BT.float())
-        missing = self.encoder.frame_stride - mel_BFS.shape[-1]
-        if missing > 0:  # a clip shorter than one embedding frame: its last spectrogram frame goes on
-            mel_BFS = nn.functional.pad(mel_BFS, (0, missing), mode="replicate")
-        return self.encoder.frames(mel_BFS)
-
-    def forward(self, wave_BT: Tensor) -> Tensor:
-        """Clip embeddings (B, D); shapes and errors as `frames`."""
-        return self.encoder.pool(self.frames(wave_BT))
-
-    def _check(self, wave_BT: Tensor) -> None:
-        if wave_BT.ndim != 2 or 0 in wave_BT.shape:
-            raise ValueError(
-                f"waveforms of shape {list(wave_BT.shape)}: expected (clips, samples), mono, at least one sample; "
-                "give one clip as wave[None]"
-            )
-        if wave_BT.shape[1] > MAX_SECONDS * self.sample_rate_hz:
-            raise ValueError(
-                f"waveforms of {wave_BT.shape[1] / self.sample_rate_hz:.0f} s: expected at most {MAX_SECONDS} s. "
-                "Cut them and average, or keep the pieces."
-            )
-        if not wave_BT.is_floating_point():
-            raise ValueError(f"waveforms of {wave_BT.dtype}: expected floating point in [-1, 1]; divide by full scale")
-        if not torch.isfinite(wave_BT).all():
-            raise ValueError("waveforms with NaN or Inf: expected finite samples in [-1, 1]")
-
-
-def untrained(config: TaskConfig) -> AudioEncoder:
-    """The encoder of `config` with freshly drawn weights."""
-    return AudioEncoder(config, config.frontend.build(), config.build_encoder())
-
-
 def save(encoder: AudioEncoder, out: str | Path) -> Path:
-    """Writes a bundle folder that needs no cluster and no run folder."""
-    from safetensors.torch import save_file
+    """Writes a bundle folder that needs no cluster and no run folder.
+
+    Killed midway it leaves no bundle rather than half of one.
+
+    Raises:
+        InputError: `out` is a run folder or a checkpoint.
+    """
+    from safetensors.torch import save
 
     folder = Path(out)
+    if (folder / "checkpoints").is_dir() or (folder / "meta.json").is_file():
+        raise InputError(f"{out}: a run folder or a checkpoint; an encoder needs a folder of its own. Give another.")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in encoder.state_dict().items()}, folder / _WEIGHTS)
     about = {
         "format_version": FORMAT_VERSION,
         "scaleaudio_version": __version__,
         "step": encoder.step,
         "task": json.loads(encoder.config.model_dump_json(include=set(TaskConfig.model_fields))),
+        "origin": encoder.origin,
     }
-    (folder / _CONFIG).write_text(json.dumps(about, indent=1))
+    (folder / _CONFIG).unlink(missing_ok=True)  # it makes the bundle exist, so it goes first and comes last
+    _write(folder / _WEIGHTS, save({name: t.cpu().contiguous() for name, t in encoder.state_dict().items()}))
+    _write(folder / _CONFIG, json.dumps(about, indent=1).encode())
     return folder
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
 
 
 def load(path: str | Path) -> AudioEncoder:
     """The encoder of an exported folder, a run folder or a checkpoint, in eval mode on the CPU.
+
+    It keeps no gradients; `requires_grad_()` makes it ready for fine-tuning.
 
     Raises:
         InputError: when `path` is none of these, or damaged.
@@ -165,12 +113,13 @@ def _from_bundle(folder: Path) -> AudioEncoder:
     try:
         about = json.loads((folder / _CONFIG).read_text())
         version, task, step = about["format_version"], about["task"], about["step"]
+        origin = about.get("origin", {})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / _CONFIG}: not what `scaleaudio export` writes ({error!r})") from error
     if version > FORMAT_VERSION:
         raise InputError(f"{folder}: format_version {version}, this scaleaudio reads {FORMAT_VERSION}. Upgrade it.")
     try:
-        return _filled(task, load_file(folder / _WEIGHTS), step)
+        return _filled(task, load_file(folder / _WEIGHTS), step, origin)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / _WEIGHTS}: missing or damaged ({error}). Export the run again.") from error
 
@@ -202,13 +151,31 @@ def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], step:
     """The encoder of a run's config tree, with the weights among a checkpoint's `tensors`."""
     named = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(("parameter.", "buffer."))}
     weights = {name: t for name, t in named.items() if name.startswith(("frontend.", "encoder."))}
-    return _filled({k: v for k, v in config.items() if k in TaskConfig.model_fields}, weights, step)
+    task = {k: v for k, v in config.items() if k in TaskConfig.model_fields}
+    return _filled(task, weights, step, _origin(config))
 
 
-def _filled(task: dict[str, Any], weights: Mapping[str, Tensor], step: int) -> AudioEncoder:
+def _origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's config says beside the task, fit to be published: of paths on a machine only the end."""
+    origin = {name: config[name] for name in ("name", "optimizer") if name in config}
+    if isinstance(config.get("data"), Mapping):
+        data = {name: config["data"][name] for name in _DATA if config["data"].get(name)}
+        if "url" in data:
+            data["url"] = _public(data["url"])
+        if "sources" in data:
+            data["sources"] = {name: _public(url) for name, url in data["sources"].items()}
+        origin["data"] = data
+    return origin
+
+
+def _public(url: str) -> str:
+    return url if "://" in url else "/".join(Path(url).parts[-2:])
+
+
+def _filled(task: dict[str, Any], weights: Mapping[str, Tensor], step: int, origin: Mapping[str, Any]) -> AudioEncoder:
     try:
         fresh = untrained(TaskConfig.model_validate(task))
         fresh.load_state_dict(weights)
     except (ValidationError, RuntimeError) as error:
         raise InputError(f"config and weights of the encoder do not fit each other: {error}") from error
-    return AudioEncoder(fresh.config, fresh.frontend, fresh.encoder, step)
+    return AudioEncoder(fresh.config, fresh.frontend, fresh.encoder, step, origin).requires_grad_(False)

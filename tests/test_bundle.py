@@ -151,8 +151,8 @@ def break_config(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "encoder.safetensors").unlink(), "encoder.safetensors: missing or damaged"),
-        (lambda f: (f / "encoder.safetensors").write_bytes(b"\x00" * 100), "encoder.safetensors: missing or damaged"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 100), "model.safetensors: missing or damaged"),
         (lambda f: break_config(f, "{"), "config.json: not what `scaleaudio export` writes"),
         (lambda f: break_config(f, '{"model_type": "bert"}'), "config.json: not what `scaleaudio export` writes"),
         (lambda f: break_config(f, '{"format_version": 2, "task": {}, "step": 0}'), "format_version 2, .* reads 1"),

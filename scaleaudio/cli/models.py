@@ -123,11 +123,15 @@ def embed(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="run folder or checkpoint")],
+    model: Annotated[str, typer.Argument(help="run folder, checkpoint or exported folder")],
     out: Annotated[Path, typer.Argument(help="folder to write")],
+    scores: Annotated[Path | None, typer.Option(help="scores.json of an evaluation, for the model card")] = None,
+    scores_of: Annotated[str | None, typer.Option(help="the model's name in it, where it is another")] = None,
+    data: Annotated[str | None, typer.Option(help="what it was trained on, in words, for the card")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of the weights, such as cc-by-4.0, for the card")] = None,
 ) -> None:
-    """Write a self-contained encoder: `scaleaudio.load(OUT)` needs torch and torchaudio, no cluster."""
-    from scaleaudio import bundle
+    """Write a self-contained encoder with its model card: `scaleaudio.load(OUT)` needs torch and torchaudio alone."""
+    from scaleaudio.export.card import CardNotes
+    from scaleaudio.export.folder import export as write
 
-    local_folder(out)
-    print(bundle.save(bundle.load(model), out))
+    print(write(model, local_folder(out), CardNotes(data, licence, scores, scores_of)))

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scaleaudio.encoders.base import AddPosition, Encoder, Position
+from scaleaudio.encoders.base import AddPosition, Encoder, Position, local
 from scaleaudio.types import Settings
 
 _CHANNELS = 64
@@ -43,6 +43,8 @@ class AudioNTT(Encoder):
         num_blocks = 2 if is_v2 else 3
         self.embedding_dim = config.embedding_dim
         self.frame_stride = 2**num_blocks
+        self.frame_centre = (self.frame_stride - 1) / 2
+        self.context_frames = local(2**num_blocks - 1, config.position)  # 1 + 2 + 4: each block's own neighbours
         if num_mels % self.frame_stride:
             raise ValueError(f"frontend.num_mels {num_mels}: {config.kind} needs a multiple of {self.frame_stride}")
         width = _CHANNELS * num_mels // self.frame_stride

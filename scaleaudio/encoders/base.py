@@ -20,10 +20,15 @@ class Encoder(nn.Module):
     Attributes:
         embedding_dim: D.
         frame_stride: spectrogram frames to one embedding frame.
+        context_frames: how many spectrogram frames before and after its own an embedding frame depends on; None where
+            it may depend on all of them. Long clips are embedded in chunks that overlap by so much.
+        frame_centre: the spectrogram frame, a fraction maybe, in the middle of the first embedding frame.
     """
 
     embedding_dim: int
     frame_stride: int
+    context_frames: int | None = None
+    frame_centre: float = 0.0
     _keeps_activations = True
 
     def frames(self, mel_BFS: Tensor) -> Tensor:
@@ -61,6 +66,11 @@ def norm_2d(norm: Norm, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(max(g for g in range(1, 9) if channels % g == 0), channels)
+
+
+def local(context_frames: int, position: Position, *norms: Norm) -> int | None:
+    """`context_frames`, or None where position vectors in time or a norm over time make all frames matter."""
+    return None if position in ("time", "both") or "group" in norms else context_frames
 
 
 class AddPosition(nn.Module):

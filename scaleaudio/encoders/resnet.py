@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from scaleaudio.encoders.base import AddPosition, Encoder, Norm, Position, norm_2d
+from scaleaudio.encoders.base import AddPosition, Encoder, Norm, Position, local, norm_2d
 from scaleaudio.types import Settings
 
 
@@ -39,6 +39,8 @@ class ResNet(Encoder):
         super().__init__()
         self.embedding_dim = config.widths[-1]
         self.frame_stride = 2 ** len(config.widths)
+        convolutions = 1 + 2 + 4 * (config.blocks_per_stage - 1)  # of a stage, in the frames that it gets
+        self.context_frames = local(1 + convolutions * (self.frame_stride - 1), config.position, config.norm)
         first = config.widths[0]
         self.stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), norm_2d(config.norm, first), nn.ReLU())
         self.position = AddPosition(config.position, first, num_mels, num_frames)
