@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from archives import lay_out
 
 import scaleaudio
 from scaleaudio import bundle, checkpoint
@@ -256,3 +257,23 @@ def test_data_and_run_folder_may_be_in_an_object_store(
     assert len(checkpoint.list_checkpoints("s3://bucket/runs/tiny")) == 2
     assert scaleaudio.load("s3://bucket/runs/tiny").step == 60
     assert any("tensorboard/" in url for url in storage.list_files("s3://bucket/runs/tiny"))
+
+
+def test_a_recipe_writes_a_labelled_folder_and_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    names = [f"AudioWAV/{actor}_DFA_{emotion}_XX.wav" for actor in (1001, 1040) for emotion in ("ANG", "SAD")]
+    lay_out(tmp_path / "crema", names, {})
+    code, out, err = run("recipe", "cremad", "crema", "cremad")
+    assert code == 0 and "4 clips, 2 labels (split train: 2, split test: 2): cremad/labels.csv" in out
+    assert "warning: split train: 2 clips; officially there are 5146\n" in err
+    assert run("shards", "build", "cremad", "shards", "num_workers=0", "--where", "split=train")[0] == 0
+
+
+def test_recipes_are_listed_with_licence_size_splits_and_metric(run: Run) -> None:
+    code, out, _ = run("recipe", "--list")
+    assert code == 0 and all(word in out for word in ("esc50", "CC BY-NC 3.0", "5-fold", "accuracy", "fsd50k", "mAP"))
+    code, out, _ = run("recipe", "nsynth")
+    assert code == 0 and "https://magenta.tensorflow.org" in out and "train: 289,205" in out
+    code, _, err = run("recipe", "ncynth", "a", "b")
+    assert code == 2 and "did you mean nsynth?" in one_line(err)
+    code, _, err = run("recipe", "nsynth", "a")
+    assert code == 2 and "no OUT" in one_line(err)
