@@ -1,8 +1,7 @@
 """Arms by seeds: trains each cell with the project's own parts, scores it, and compares the arms seed by seed.
 
 A cell is one arm at one seed, in a process of one thread. It leaves one JSON file when it is scored, so the same
-command goes on where it was stopped. `table` prints every arm's mean and its paired difference to the baseline, with a
-95 % interval (Student's t over seeds).
+command goes on where it was stopped. `compare.py` beside this file makes tables and pictures of the cells.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-BASELINE = "baseline"
 METRIC = "linear_c0.05"
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 
 
 @app.command()
-def run(
+def main(
     spec: Annotated[Path, typer.Argument(help="YAML file with base, tasks and arms")],
     data: Annotated[str, typer.Option(help="shards to train on")],
     tasks: Annotated[Path, typer.Option(help="folder that holds the labelled folders")],
@@ -54,12 +52,6 @@ def run(
                 f"[{number}/{len(waiting)}, {(time.time() - began) / 60:.0f} min] {name} seed {seed}: {said}",
                 flush=True,
             )
-
-
-@app.command()
-def table(out: Annotated[Path, typer.Argument(help="folder of `run`")]) -> None:
-    """Print each arm's scores and what it gains over the baseline, seed by seed."""
-    print(markdown(read(out)))
 
 
 def _cell(
@@ -119,51 +111,6 @@ def train(config: Any) -> tuple[Any, dict[str, float]]:
     stream.close()
     watched = {key: value / len(late) for key, value in sums.items()}
     return AudioEncoder(config, engine.task.frontend, engine.task.encoder, config.schedule.steps), watched
-
-
-def read(out: Path) -> dict[str, dict[int, dict[str, float]]]:
-    """Scores by arm, seed and task/metric, of all cells that are scored."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for file in sorted((out / "scores").glob("*.json")):
-        row = json.loads(file.read_text())
-        found.setdefault(row["arm"], {})[row["seed"]] = row["scores"]
-    return found
-
-
-def markdown(scores: Mapping[str, Mapping[int, Mapping[str, float]]], metric: str = METRIC) -> str:
-    """A table: a line an arm, its mean on each task; below it the paired differences to the baseline."""
-    tasks = list(dict.fromkeys(k.split("/")[0] for arm in scores.values() for s in arm.values() for k in s))
-    order = sorted(scores, key=lambda arm: arm != BASELINE)
-    lines = [f"| arm | seeds | {' | '.join(tasks)} |", "|---|---|" + "---|" * len(tasks)]
-    for arm in order:
-        means = [_mean([s[f"{task}/{metric}"] for s in scores[arm].values()]) for task in tasks]
-        lines.append(f"| {arm} | {len(scores[arm])} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    lines += ["", f"| minus {BASELINE} | pairs | {' | '.join(tasks)} |", "|---|---|" + "---|" * len(tasks)]
-    for arm in order:
-        pairs = sorted(scores[arm].keys() & scores.get(BASELINE, {}).keys())
-        if arm == BASELINE or not pairs:
-            continue
-        cells = []
-        for task in tasks:
-            key = f"{task}/{metric}"
-            cells.append(_interval([scores[arm][seed][key] - scores[BASELINE][seed][key] for seed in pairs]))
-        lines.append(f"| {arm} | {len(pairs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _interval(differences: list[float]) -> str:
-    from scipy.stats import t
-
-    mean = _mean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.3f}"
-    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1))
-    half = float(t.ppf(0.975, len(differences) - 1)) * deviation / math.sqrt(len(differences))
-    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _score_file(out: Path, name: str, seed: int) -> Path:

@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 
-FILE = Path(__file__).parent.parent / "experiments" / "evidence.py"
+FOLDER = Path(__file__).parent.parent / "experiments"
 
 
-@pytest.fixture(scope="module")
-def evidence() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evidence", FILE)
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def evidence() -> ModuleType:
+    return load("evidence")
+
+
+@pytest.fixture(scope="module")
+def compare() -> ModuleType:
+    return load("compare")
 
 
 @pytest.fixture
@@ -33,15 +42,19 @@ def spec(tiny_tree: dict[str, Any], clips: Path) -> dict[str, Any]:
 
 
 def test_every_cell_is_trained_scored_and_compared_with_the_baseline_of_its_seed(
-    evidence: ModuleType, spec: dict[str, Any], shards: Path, clips: Path, tmp_path: Path
+    evidence: ModuleType, compare: ModuleType, spec: dict[str, Any], shards: Path, clips: Path, tmp_path: Path
 ) -> None:
     for arm in spec["arms"]:
         for seed in (0, 1):
             evidence._cell(spec, arm, seed, str(shards), str(clips.parent), str(tmp_path))
-    scores = evidence.read(tmp_path)
+    scores = compare.read(tmp_path)
     assert {arm: set(seeds) for arm, seeds in scores.items()} == {"baseline": {0, 1}, "field": {0, 1}}
-    text = evidence.markdown(scores)
+    text = compare.markdown(scores)
     assert "| field | 2 |" in text and "minus baseline" in text
+    compare.curves(tmp_path, str(clips), "baseline,field", num_clips=4)
+    assert {arm: len(found) for arm, found in compare.read_curves(tmp_path).items()} == {"baseline": 2, "field": 2}
+    compare.picture(tmp_path, tmp_path / "evidence.png", arms=None)
+    assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_arms_of_one_seed_share_first_weights_and_differ_in_their_own_keys_only(
@@ -54,6 +67,15 @@ def test_arms_of_one_seed_share_first_weights_and_differ_in_their_own_keys_only(
     assert field.negatives.kind == "field" and not baseline.negatives.active
 
 
-def test_the_interval_of_paired_differences_is_that_of_students_t(evidence: ModuleType) -> None:
+def test_the_interval_of_paired_differences_is_that_of_students_t(compare: ModuleType) -> None:
     # scipy.stats.ttest_1samp([.1, .2, .4], 0).confidence_interval() -> (-0.1461, 0.6128)
-    assert evidence._interval([0.1, 0.2, 0.4]) == "+0.233 (-0.146 to +0.613)"
+    assert compare._interval([0.1, 0.2, 0.4]) == "+0.233 (-0.146 to +0.613)"
+
+
+def test_an_arm_is_compared_with_the_baseline_of_the_same_seed_alone(compare: ModuleType) -> None:
+    def cell(fsdd: float, esc10: float) -> dict[str, float]:
+        return {"fsdd/linear_c0.05": fsdd, "esc10/linear_c0.05": esc10}
+
+    scores = {"baseline": {0: cell(0.5, 0.8), 1: cell(0.7, 0.9)}, "arm": {1: cell(0.75, 0.9), 2: cell(0.1, 0.1)}}
+    assert compare.differences(scores, "arm") == [pytest.approx({"fsdd": 0.05, "esc10": 0.0})]
+    assert "| arm | 1 | +0.050 | +0.000 | +0.050 |" in compare.markdown(scores)

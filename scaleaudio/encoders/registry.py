@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from scaleaudio.encoders.audio_ntt import AudioNTTConfig
 from scaleaudio.encoders.base import Encoder
+from scaleaudio.encoders.cnn import CNNConfig
 from scaleaudio.encoders.resnet import ResNetConfig
 from scaleaudio.types import Settings
 
@@ -48,6 +49,7 @@ def _tag(value: Any) -> str | None:
 EncoderConfig = Annotated[
     Annotated[AudioNTTConfig, Tag("audio_ntt")]
     | Annotated[AudioNTTConfig, Tag("audio_ntt_v2")]
+    | Annotated[CNNConfig, Tag("cnn")]
     | Annotated[ResNetConfig, Tag("resnet")]
     | Annotated[OwnEncoderConfig, Tag("own")],
     Discriminator(_tag),

@@ -95,6 +95,7 @@ ALL: list[dict[str, Any]] = [
     {"kind": "audio_ntt_v2", "embedding_dim": 1100},
     {"kind": "resnet", "widths": (8, 12, 16)},
     {"kind": "resnet", "widths": (8, 16), "blocks_per_stage": 2, "norm": "group"},
+    {"kind": "cnn", "widths": (8, 12, 16)},
 ]
 
 
@@ -213,7 +214,7 @@ def test_an_own_encoder_that_cannot_be_used_is_named(kind: str, message: str) ->
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"kind": "nope"}, "'audio_ntt', 'audio_ntt_v2', 'resnet', 'own'"),
+        ({"kind": "nope"}, "'audio_ntt', 'audio_ntt_v2', 'cnn', 'resnet', 'own'"),
         ({"kind": "resnet", "widths": ()}, "at least 1 item"),
         ({"kind": "resnet", "embedding_dim": 3}, "Extra inputs are not permitted"),
     ],
@@ -231,6 +232,11 @@ def test_v2_refuses_an_embedding_that_its_features_fill() -> None:
 def test_mel_bins_that_the_pooling_does_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"frontend\.num_mels 60: audio_ntt needs a multiple of 8"):
         build(num_mels=60, kind="audio_ntt")
+
+
+def test_blocks_that_would_halve_a_spectrogram_to_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"encoder\.widths: 4 blocks halve 64 mels x 15 frames to nothing"):
+        build(num_frames=15, kind="cnn", widths=(8, 8, 8, 8))
 
 
 def test_features_that_fill_the_embedding_are_refused() -> None:
