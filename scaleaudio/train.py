@@ -170,12 +170,17 @@ class PlainEngine:
 
     def step(self, batch: Batch) -> Stepped:
         """See Engine."""
+        losses: Losses = self.task(batch)
+        grad_norm = self.learn(losses.total, batch.step)
+        return Stepped(losses, grad_norm)
+
+    def learn(self, loss: Tensor, step: int) -> Tensor:
+        """All of a step that comes after its loss; gives the norm of the gradient."""
         schedule = self.task.config.schedule
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(batch.step, schedule)
-        losses: Losses = self.task(batch)
+            group["lr"] = learning_rate(step, schedule)
         self._optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._trained:
             if parameter.grad is None:  # as DeepSpeed does, so that every trained parameter has its moments
                 parameter.grad = torch.zeros_like(parameter)
@@ -183,8 +188,8 @@ class PlainEngine:
         grad_norm = nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self._optimizer.step()
         average(statistics(self.task), self.world)
-        self.task.update_target(ema_momentum(batch.step, schedule))
-        return Stepped(losses, grad_norm.detach())
+        self.task.update_target(ema_momentum(step, schedule))
+        return grad_norm.detach()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -16,6 +15,7 @@ from typing import Any, get_args
 import torch
 from rich.table import Table
 
+from scaleaudio.bench.turns import Timing, Turn, clocked, ratio, take_turns
 from scaleaudio.data.stream import DataConfig
 from scaleaudio.negatives.displace import Family, axis_of
 from scaleaudio.task import TaskConfig
@@ -23,7 +23,6 @@ from scaleaudio.train import OptimizerConfig, PlainEngine
 from scaleaudio.types import Batch
 
 BASELINE = "no negatives"
-_WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,11 @@ def arms(config: TaskConfig) -> dict[str, TaskConfig]:
         other = {"frequency": "time", "time": "frequency"}.get(axis_of(family) or "")
         alone = {"num_candidates": 1, "families": [family]} | ({f"{other}_strength": 0.0} if other else {})
         changes[f"{family} alone"] = {"negatives": hardest | alone}
-    return {name: _changed(config, change) for name, change in changes.items()}
+    return {name: changed(config, change) for name, change in changes.items()}
 
 
-def _changed(config: TaskConfig, change: Mapping[str, Any]) -> TaskConfig:
+def changed(config: TaskConfig, change: Mapping[str, Any]) -> TaskConfig:
+    """The task of a config with other `negatives`, and with other keys of its objective."""
     tree = config.model_dump(include=set(TaskConfig.model_fields))
     acting = {name: value for name, value in change.items() if name != "negatives"}
     negatives = change.get("negatives", tree["negatives"])
@@ -93,12 +93,16 @@ def measure(
         device: where.
     """
     engines = {name: PlainEngine(config.build().train(), optimizer, device) for name, config in arms.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for step in range(_WARM_UP + rounds):
-        for name, engine in engines.items():
-            taken = _step_seconds(engine, _batch(arms[name], step, data).to(device), device)
-            if step >= _WARM_UP:
-                seconds[name].append(taken)
+
+    def turn(name: str) -> Turn:
+        def take(step: int) -> Timing:
+            batch = noise(arms[name], step, data).to(device)
+            return clocked(lambda: engines[name].step(batch), device)
+
+        return take
+
+    timings = take_turns({name: turn(name) for name in arms}, rounds)
+    seconds = {name: [timing.cpu for timing in own] for name, own in timings.items()}
     return [_cost(name, seconds[name], seconds[BASELINE], data.global_batch) for name in arms]
 
 
@@ -114,20 +118,8 @@ def table(costs: list[Cost], device: torch.device) -> Table:
     return found
 
 
-def _step_seconds(engine: PlainEngine, batch: Batch, device: torch.device) -> float:
-    if device.type != "cuda":
-        began = time.process_time()
-        engine.step(batch)
-        return time.process_time() - began
-    torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    engine.step(batch)
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def _batch(config: TaskConfig, step: int, data: DataConfig) -> Batch:
-    """Noise that comes and goes, so that displacing it changes it."""
+def noise(config: TaskConfig, step: int, data: DataConfig) -> Batch:
+    """A whole batch of noise that comes and goes, so that displacing it changes it."""
     generator = torch.Generator().manual_seed(step)
     num = data.global_batch
     time_T = torch.arange(config.clip_samples) / config.clip_samples
@@ -138,7 +130,6 @@ def _batch(config: TaskConfig, step: int, data: DataConfig) -> Batch:
 
 
 def _cost(name: str, seconds: list[float], baseline: list[float], clips: int) -> Cost:
-    ratios = [one / other for one, other in zip(seconds, baseline, strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    over = ratio(seconds, baseline)
     median = statistics.median(seconds)
-    return Cost(name, 1e3 * median, ratio, low, high, clips / median)
+    return Cost(name, 1e3 * median, over.median, over.low, over.high, clips / median)

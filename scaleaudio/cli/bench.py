@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +39,6 @@ def bench_loader(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """This stream beside the usual WebDataset recipe and bare tar bytes: clips a second and a core, memory."""
-    from rich.progress import Progress
-
     from scaleaudio.bench.loader import LoaderScale, loader_table
     from scaleaudio.bench.loader import bench_loader as measure
 
@@ -48,9 +48,8 @@ def bench_loader(
     scale = LoaderScale(
         url=url, shards=shards, workers=numbers, crop_seconds=crop_seconds, seconds=seconds, repeats=repeats
     )
-    with Progress(disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("measuring")
-        result = measure(scale, lambda done, total: bar.update(task, completed=done, total=total))
+    with _bar() as on_done:
+        result = measure(scale, on_done)
     _show(result, loader_table, as_json)
 
 
@@ -77,6 +76,74 @@ def bench_adversary(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     costs = adversary.measure(arms, loaded.data, loaded.optimizer, rounds=rounds, device=device)
     _show([asdict(cost) for cost in costs], lambda _: adversary.table(costs, device), as_json)
+
+
+@bench_app.command("step")
+def bench_step(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each way that are timed, of 3 steps each")] = 10,
+    threads: Annotated[int, typer.Option(min=1, help="of torch")] = 1,
+    ray: Annotated[bool, typer.Option(help="also through Ray, DeepSpeed and both")] = True,
+    data: Annotated[bool, typer.Option(help="also on the shards at data.url")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """What front-end, views, negatives, DeepSpeed, Ray and real data each add to a training step."""
+    from scaleaudio.bench import step
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.launch.bench import bench_step as measure
+
+    loaded = load(config, parse_overrides(overrides or []))
+    with _bar() as on_done:
+        result = measure(loaded, rounds=rounds, threads=threads, with_ray=ray, with_data=data, on_done=on_done)
+    _show(result, lambda found: step.table([step.StepCost.of(way) for way in found["ways"]]), as_json)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    workers: Annotated[str, typer.Option(help="numbers of workers, each of one thread")] = "1,2",
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each that are timed, of 3 steps each")] = 10,
+    clips_per_gpu: Annotated[int, typer.Option(min=1, help="assumed: clips a step on each GPU of a cluster")] = 512,
+    step_ms: Annotated[float, typer.Option(min=0.01, help="assumed: what a GPU computes a step")] = 50.0,
+    gigabytes_per_second: Annotated[float, typer.Option(min=0.01, help="assumed: what a GPU sends")] = 40.0,
+    latency_us: Annotated[float, typer.Option(min=0, help="assumed: from one GPU to another")] = 15.0,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """One worker beside several on this machine, and what a step would send between 8 to 1,024 GPUs."""
+    from scaleaudio.bench import cluster, scaling
+    from scaleaudio.config import load, parse_overrides
+
+    if not workers.startswith("1,") or not all(number.isdecimal() and int(number) for number in workers.split(",")):
+        raise InputError(f"--workers {workers}: expected 1 and then other numbers with commas between, as 1,2,4")
+    loaded = load(config, parse_overrides(overrides or []))
+    assumed = cluster.Assumed(
+        clips_per_gpu=clips_per_gpu, step_ms=step_ms, gigabytes_per_second=gigabytes_per_second, latency_us=latency_us
+    )
+    with _bar() as on_done:
+        numbers = tuple(map(int, workers.split(",")))
+        measured = scaling.measure(
+            loaded, loaded.data, loaded.optimizer, workers=numbers, rounds=rounds, on_done=on_done
+        )
+    projected = cluster.projection(cluster.Traffic.of(loaded.build()), assumed)
+    _show(
+        measured | {"assumed": assumed.model_dump(), "projected": [row._asdict() for row in projected]},
+        scaling.table,
+        as_json,
+    )
+    if not as_json:
+        print_table(cluster.table(projected, assumed), width=150)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; gives what moves it."""
+    from rich.progress import Progress
+
+    with Progress(disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("measuring")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show(result: Any, table: Any, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scaleaudio.objectives.base import AgainstNegatives, HeadConfig
+from scaleaudio.objectives.gathered import logsumexp_over_all
 from scaleaudio.objectives.pairs import Pairs, gather
 from scaleaudio.types import World
 
@@ -32,6 +33,14 @@ class InfoNCEConfig(AgainstNegatives):
         float | None,
         Field(ge=0, le=2, description="how far below the positive a negative is pushed; null: without end"),
     ] = None
+    chunk_keys: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="with more keys than that in the global batch, so many are looked at at a time and gathered "
+            "again for the gradient: memory stays flat however many workers there are",
+        ),
+    ] = 16384
     projector: HeadConfig = HeadConfig()
     needs_target: ClassVar[bool] = False
 
@@ -63,10 +72,14 @@ class InfoNCE(nn.Module):
     def _one_way(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
         a_BD, p_BD = F.normalize(pairs.anchor_BD, dim=-1), F.normalize(pairs.positive_BD, dim=-1)
         config, against = self.config, pairs.against
-        keys_GD = gather(p_BD, world, counts)
-        logits_BG = a_BD @ keys_GD.T / config.temperature
-        own_B = torch.arange(len(a_BD), device=a_BD.device) + sum(counts[: world.rank])
-        positive_B = logits_BG.gather(1, own_B[:, None]).squeeze(1)
+        if sum(counts) > config.chunk_keys:
+            positive_B = (a_BD * p_BD).sum(dim=1) / config.temperature
+            logits_BG = logsumexp_over_all(a_BD, p_BD, config.temperature, world, counts, config.chunk_keys)[:, None]
+        else:
+            keys_GD = gather(p_BD, world, counts)
+            logits_BG = a_BD @ keys_GD.T / config.temperature
+            own_B = torch.arange(len(a_BD), device=a_BD.device) + sum(counts[: world.rank])
+            positive_B = logits_BG.gather(1, own_B[:, None]).squeeze(1)
         if against is not None:
             similarity_MP = against.similarity(pairs.anchor_BD, config.negative_gradient)
             if config.negative_margin is not None:

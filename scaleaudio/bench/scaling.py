@@ -1,0 +1,166 @@
+"""How steps per second grow with workers: one, two and more beside each other in turns, and what they tell each other.
+
+The workers are processes of this machine that share the global batch, as those of a run do. What a step sends is
+counted as it is sent; `bench/cluster.py` says what that comes to on machines that are not here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from scaleaudio.bench.adversary import noise
+from scaleaudio.bench.step import engine_steps, without_negatives
+from scaleaudio.bench.turns import Elsewhere, Spread, Timing, Turn, machine, ratio, take_turns
+from scaleaudio.data.stream import DataConfig
+from scaleaudio.task import TaskConfig
+from scaleaudio.train import OptimizerConfig, PlainEngine
+from scaleaudio.types import Batch, World
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COUNT = -1  # the turn that counts what is sent instead of timing
+
+
+class Sent(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes that each kind of collective was given, and how often it was called."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_bytes: dict[str, int] = {}
+        self.num_calls: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Counts a collective and lets it through."""
+        if func.namespace == "c10d":
+            name = func._opname.strip("_")
+            given = args[1] if name.startswith("allgather") else args[0]
+            size = sum(t.nbytes for t in tree_leaves(given) if isinstance(t, Tensor))
+            self.num_bytes[name] = self.num_bytes.get(name, 0) + size
+            self.num_calls[name] = self.num_calls.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def measure(
+    config: TaskConfig,
+    data: DataConfig,
+    optimizer: OptimizerConfig,
+    *,
+    workers: tuple[int, ...],
+    rounds: int,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Steps by different numbers of workers, each of one thread, in turns; as plain data.
+
+    Args:
+        config: the task; it is stepped without negatives.
+        data: says how many clips a step has, over all workers, and in how many lanes.
+        optimizer: that of the run.
+        workers: numbers of workers, the first of them 1.
+        rounds: turns of each that count.
+        on_done: told how many rounds of how many are over.
+    """
+    task = without_negatives(config)
+    tree = task.model_dump()
+    with ExitStack() as stack:
+        groups = {num: _group(stack, tree, data, optimizer, num) for num in workers}
+        sent = {num: _ask(group, COUNT)[0] for num, group in groups.items()}
+        timings = take_turns({str(num): _turn(group) for num, group in groups.items()}, rounds, on_done=on_done)
+    wall = {num: [timing.wall for timing in timings[str(num)]] for num in workers}
+    cpu = {num: [timing.cpu for timing in timings[str(num)]] for num in workers}
+    found = [
+        {
+            "workers": num,
+            "step_ms": 1e3 * sorted(wall[num])[len(wall[num]) // 2],
+            "times_one": ratio(wall[1], wall[num]),
+            "cpu_of_one": ratio(cpu[num], cpu[1]),
+            "sent": sent[num],
+        }
+        for num in workers
+    ]
+    return {"machine": machine(), "batch": data.global_batch, "measured": found}
+
+
+def worker(tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig, world: World, port: int) -> Turn:
+    """One worker's turns, in its own process."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
+    config = TaskConfig.model_validate(tree)
+    engine = PlainEngine(config.build(world).train(), optimizer)
+    batch = _share(noise(config, 0, data), world)
+    take = engine_steps(engine, batch)
+
+    def turn(number: int) -> Any:
+        if number != COUNT:
+            return take(number)
+        with Sent() as sent:
+            engine.step(replace(batch, step=0))
+        return {name: [sent.num_calls[name], size] for name, size in sent.num_bytes.items()}
+
+    return turn
+
+
+def table(result: dict[str, Any]) -> Table:
+    """What was measured."""
+    from rich.table import Table
+
+    made = Table(
+        title=f"{result['batch']} clips a step, shared by workers of one thread",
+        caption="ratios: median over rounds (quartiles)",
+    )
+    for name in (
+        "workers",
+        "ms a step",
+        "times one worker's steps/s",
+        "processor time of one worker's",
+        "sent by each",
+    ):
+        made.add_column(name, justify="right")
+    for row in result["measured"]:
+        sent = ", ".join(f"{name} {calls} x, {size / 1e6:.2f} MB" for name, (calls, size) in row["sent"].items())
+        times, cpu = Spread(*row["times_one"]), Spread(*row["cpu_of_one"])
+        made.add_row(str(row["workers"]), f"{row['step_ms']:.0f}", f"{times:.2f}", f"{cpu:.2f}", sent or "nothing")
+    return made
+
+
+def _group(
+    stack: ExitStack, tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig, num: int
+) -> list[Elsewhere]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    worlds = [World(rank, num) for rank in range(num)]
+    return [stack.enter_context(closing(Elsewhere(worker, tree, data, optimizer, world, port))) for world in worlds]
+
+
+def _ask(group: list[Elsewhere], number: int) -> list[Any]:
+    for one in group:
+        one.ask(number)
+    return [one.answer() for one in group]
+
+
+def _turn(group: list[Elsewhere]) -> Turn:
+    def turn(number: int) -> Timing:
+        found = _ask(group, number)
+        return Timing(max(one.wall for one in found), sum(one.cpu for one in found))
+
+    return turn
+
+
+def _share(batch: Batch, world: World) -> Batch:
+    lanes, each = world.share(batch.num_lanes), batch.lane_batch
+    rows = slice(lanes.start * each, lanes.stop * each)
+    return replace(batch, wave_BT=batch.wave_BT[rows], key_B=batch.key_B[rows], slot_B=batch.slot_B[rows])
