@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.stream import DataConfig, Stream
 from scaleaudio.errors import InputError
+from scaleaudio.report.loggers import LoggerConfig, TensorBoardLogger, given_loggers
 from scaleaudio.task import TaskConfig
 from scaleaudio.train import OptimizerConfig
 from scaleaudio.types import Settings, World
@@ -58,6 +59,11 @@ class Config(TaskConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
+    loggers: Annotated[
+        tuple[LoggerConfig, ...],
+        BeforeValidator(given_loggers),
+        Field(description="where a run's scalars go besides metrics.jsonl: a kind, or a kind with its settings, each"),
+    ] = (TensorBoardLogger(),)
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Config:
@@ -152,21 +158,6 @@ def parse_overrides(words: list[str], *, as_text: bool = False) -> dict[str, Any
 def dump(config: BaseModel) -> str:
     """The config as YAML, every default spelt out; `load` gives the same config back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """A line "key: one's value, other's value" for each dotted key in which two trees differ."""
-    flat_one, flat_other = dict(_flatten(one)), dict(_flatten(other))
-    keys = sorted(flat_one.keys() | flat_other.keys())
-    return [f"{k}: {flat_one.get(k)!r}, {flat_other.get(k)!r}" for k in keys if flat_one.get(k) != flat_other.get(k)]
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _number(text: str) -> Any:

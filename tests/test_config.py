@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scaleaudio.config import Config, differences, dump, known_keys, load, override, parse_overrides, validate
+from scaleaudio.config import Config, dump, known_keys, load, override, parse_overrides, validate
 from scaleaudio.errors import InputError
+from scaleaudio.trees import differences
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL: dict[str, Any] = {"name": "small", "data": {"url": "shards", "global_batch": 16, "lanes": 4}}

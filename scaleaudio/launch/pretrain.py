@@ -23,6 +23,7 @@ from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import run_folder
 from scaleaudio.launch.monitor import Event, Monitor
 from scaleaudio.launch.worker import train_worker
+from scaleaudio.report.loggers import check_installed
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def pretrain(
     run_url = storage.absolute(run_url)
     data = config.data.located(storage.absolute)
     clusters.check_engine(config.launch)
+    check_installed(config.loggers)
     stream = config.build_stream()
     _check_probe(config)
     config = config.model_copy(update={"data": data})

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
-from scaleaudio.config import Config, differences, dump, validate
+from scaleaudio.config import Config, dump, validate
 from scaleaudio.data import storage
 from scaleaudio.errors import InputError
+from scaleaudio.trees import differences
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -18,6 +19,7 @@ ENVIRONMENT = "environment.json"
 # Sources and mixture are for the stream's fingerprint to judge: they may change from a later step on.
 _FREE = (
     "launch.",
+    "loggers",
     "checkpoint.",
     "data.url",
     "data.sources",

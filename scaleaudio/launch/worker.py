@@ -138,7 +138,7 @@ class _Run:
             self._engine.load(tensors, meta.step)
             self.step = meta.step
         if self._engine.world.rank == 0:
-            self._log = RunLog(self._url, self.step)
+            self._log = RunLog(self._url, self.step, self._config.loggers, self._tree)
         for line in [*(found[2] if found is not None else []), *(self._log.warnings if self._log else [])]:
             self.post(kind="warning", text=line)
         return self.step
@@ -192,6 +192,8 @@ class _Run:
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
+            for line in self._log.new_warnings():
+                ray.get(self._monitor.post.remote({"kind": "warning", "text": line}))
 
     def post(self, **event: Any) -> None:
         """Tells the driver, and for good the run folder."""
@@ -224,6 +226,8 @@ class _Run:
         if self._log is None:
             return
         self._log.write(step, metrics)
+        for line in self._log.new_warnings():
+            self.post(kind="warning", text=line)
         self._monitor.post.remote({"kind": "metrics", "step": step + 1, **metrics})
         collapsed = metrics["embedding/std"] < _COLLAPSED_STD or metrics["embedding/rank"] < _COLLAPSED_RANK
         if collapsed and not self._collapsed:

@@ -1,4 +1,4 @@
-"""What a run leaves behind to be read: metrics.jsonl, events.jsonl, TensorBoard's files and rejects.parquet.
+"""What a run leaves behind to be read: metrics.jsonl, events.jsonl, rejects.parquet and what its loggers write.
 
 Files are written on this machine; where the run folder is in an object store they are copied there at each `flush`.
 """
@@ -6,25 +6,31 @@ Files are written on this machine; where the run folder is in an object store th
 from __future__ import annotations
 
 import json
+import secrets
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch.utils.tensorboard import SummaryWriter
 
 from scaleaudio.data import storage
 from scaleaudio.data.index import read_table, write_table
 from scaleaudio.data.rejects import kind_of
 from scaleaudio.errors import InputError
 from scaleaudio.report.events import EVENTS
+from scaleaudio.report.forward import Forwarder
+from scaleaudio.report.loggers import LoggerConfig, RunFacts, State, TensorBoardLogger, check_installed
 from scaleaudio.types import Reject
 
 METRICS = "metrics.jsonl"
 REJECTS = "rejects.parquet"
+RUN_ID = "run_id"  # by which loggers know a run that goes on
 MAX_REJECT_ROWS = 100_000  # held in memory, and written anew at each checkpoint
+_FLUSH_SECONDS, _CLOSE_SECONDS = 10.0, 20.0
 _LEFT = "rejects-of-worker-"
 _SCHEMA = pa.schema([("step", pa.int64()), ("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
 
@@ -35,12 +41,24 @@ class RunLog:
     `warnings` says what was found damaged, and where it was set aside.
     """
 
-    def __init__(self, run_url: str, start_step: int) -> None:
-        """Takes over what the run has logged of the steps before `start_step`."""
+    def __init__(
+        self,
+        run_url: str,
+        start_step: int,
+        loggers: Sequence[LoggerConfig] = (TensorBoardLogger(),),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Takes over what the run has logged of the steps before `start_step`.
+
+        Raises:
+            InputError: when a logger is not installed.
+        """
+        check_installed(loggers)
         self._url = run_url
         self._scratch = None if storage.is_local(run_url) else tempfile.TemporaryDirectory()
         self._folder = Path(storage.open_url(run_url)[1] if self._scratch is None else self._scratch.name)
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._copied: dict[Path, tuple[int, int]] = {}
         self.warnings: list[str] = []
         self._left = _left_rejects(run_url)
         metrics = self._usable_lines(METRICS, start_step)
@@ -50,7 +68,10 @@ class RunLog:
         self._unlisted: Counter[str] = Counter()
         self._unlisted_to = 0
         self._keep([row for row in self._usable_rejects(start_step) if row["step"] < start_step])
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step)
+        self._state: State = "stopped"
+        self._last_step = (config or {}).get("schedule", {}).get("steps")
+        facts = RunFacts(_run_id(run_url), run_url, self._folder, start_step, config or {})
+        self._forwarders = [Forwarder(logger, facts) for logger in loggers]
 
     def _usable_lines(self, name: str, start_step: int) -> list[dict[str, Any]]:
         records, num_bad = _read_lines(storage.join(self._url, name))
@@ -77,18 +98,26 @@ class RunLog:
         storage.write_atomic(str(self._folder / name), lines.encode())
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds the scalars of one step."""
+        """Adds the scalars of one step, with the time."""
+        now = time.time()
         with (self._folder / METRICS).open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            file.write(json.dumps({"step": step, "time": round(now, 3), **metrics}) + "\n")
+        for forwarder in self._forwarders:
+            forwarder.write(step, now, metrics)
 
     def event(self, event: dict[str, Any]) -> None:
         """Adds what happened (`report.events` says what there is), with the time; at once visible in the run folder."""
+        if event["kind"] == "ended":
+            done = event["step"] == self._last_step
+            self._state = "failed" if event.get("failure") else "finished" if done else "stopped"
         with (self._folder / EVENTS).open("a") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
         if self._scratch is not None:  # a killed worker flushes nothing more
             self._copy(self._folder / EVENTS)
+
+    def new_warnings(self) -> list[str]:
+        """What the loggers have to say since the last call."""
+        return [line for forwarder in self._forwarders for line in forwarder.warnings()]
 
     def add_rejects(self, rejects: list[tuple[int, Reject]]) -> None:
         """Adds clips that had to be replaced, with their steps; past MAX_REJECT_ROWS they are counted, by reason."""
@@ -103,7 +132,9 @@ class RunLog:
 
     def flush(self) -> None:
         """Makes everything so far visible in the run folder."""
-        self._board.flush()
+        for forwarder in self._forwarders:
+            if forwarder.local:
+                forwarder.flush(_FLUSH_SECONDS)
         if self._unlisted:
             self.event({"kind": "unlisted_rejects", "step": self._unlisted_to, "by_reason": dict(self._unlisted)})
             self._unlisted.clear()
@@ -113,18 +144,33 @@ class RunLog:
         if self._scratch is not None:
             for path in self._folder.rglob("*"):
                 if path.is_file():
-                    self._copy(path)
+                    with suppress(FileNotFoundError):  # loggers' own files come and go
+                        self._copy(path)
 
     def _copy(self, path: Path) -> None:
+        """Copies a file to the run folder, unless it is as it was copied last."""
+        now = path.stat()
+        if self._copied.get(path) == (now.st_mtime_ns, now.st_size):
+            return
+        self._copied[path] = (now.st_mtime_ns, now.st_size)
         url = storage.join(self._url, path.relative_to(self._folder).as_posix())
         storage.write_atomic(url, path.read_bytes())
 
     def close(self) -> None:
-        """Flushes and lets go of the files."""
+        """Flushes and lets go of the files; loggers may take a while to send what waits."""
+        for forwarder in self._forwarders:
+            forwarder.close(self._state, _CLOSE_SECONDS)
         self.flush()
-        self._board.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _run_id(run_url: str) -> str:
+    """The id of the run in this folder, made where it has none."""
+    url = storage.join(run_url, RUN_ID)
+    if not storage.exists(url):
+        storage.write_atomic(url, f"{secrets.token_hex(8)}\n".encode())
+    return storage.read_bytes(url).decode().strip()
 
 
 def leave_rejects(run_url: str, rank: int, rejects: list[tuple[int, Reject]]) -> None:
