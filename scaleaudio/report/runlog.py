@@ -149,12 +149,11 @@ class RunLog:
 
     def _copy(self, path: Path) -> None:
         """Copies a file to the run folder, unless it is as it was copied last."""
-        now = path.stat()
-        if self._copied.get(path) == (now.st_mtime_ns, now.st_size):
-            return
-        self._copied[path] = (now.st_mtime_ns, now.st_size)
-        url = storage.join(self._url, path.relative_to(self._folder).as_posix())
-        storage.write_atomic(url, path.read_bytes())
+        now = (path.stat().st_mtime_ns, path.stat().st_size)
+        if self._copied.get(path) != now:
+            url = storage.join(self._url, path.relative_to(self._folder).as_posix())
+            storage.write_atomic(url, path.read_bytes())
+            self._copied[path] = now
 
     def close(self) -> None:
         """Flushes and lets go of the files; loggers may take a while to send what waits."""
