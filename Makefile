@@ -4,11 +4,12 @@ SHELL := /bin/bash -o pipefail
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo check test test-all lock clean
+.PHONY: help demo check test test-all docs lock clean
 help:
 	@echo "make demo      corpus, shards, pre-training on 2 workers, scores (4 minutes on 2 cores)"
-	@echo "make check     format, lint, types, layers, lock"
+	@echo "make check     format, lint, types, layers, lock, docs"
 	@echo "make test      the tests; make test-all adds the slow ones"
+	@echo "make docs      docs/configuration.md anew, and the site in site/"
 	@echo "make lock      requirements.lock anew from pyproject.toml"
 
 # uv itself comes by pip; all else comes from the lock, with hashes.
@@ -34,12 +35,17 @@ check: $(READY)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/python tests/check_lock.py
+	$(BIN)/python tests/check_docs.py
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow"
 
 test-all: $(READY)
 	$(BIN)/pytest
+
+docs: $(READY)
+	$(BIN)/scaleaudio show keys > docs/configuration.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock:
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --extra http --extra hub --extra mlflow --extra onnx --extra optuna --extra timm --extra wandb --universal --python-version 3.11 --generate-hashes \

@@ -30,9 +30,9 @@ from scaleaudio.types import Settings, World
 class CheckpointConfig(Settings):
     """When checkpoints are written and which are kept."""
 
-    every_steps: Annotated[int, Field(ge=1)] = 500
-    keep_last: Annotated[int, Field(ge=1)] = 2
-    keep_best: Annotated[int, Field(ge=0)] = 1
+    every_steps: Annotated[int, Field(ge=1, description="steps between two checkpoints")] = 500
+    keep_last: Annotated[int, Field(ge=1, description="how many of the newest are kept")] = 2
+    keep_best: Annotated[int, Field(ge=0, description="how many of the best by `probe` are kept besides")] = 1
     probe: Annotated[
         str | None, Field(description="a labelled folder, FOLDER:COLUMN; its kNN score says which are the best")
     ] = None
@@ -41,20 +41,34 @@ class CheckpointConfig(Settings):
 class LaunchConfig(Settings):
     """On what the run runs; nothing here changes what is learned, up to rounding."""
 
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    engine: Literal["deepspeed", "plain"] = "deepspeed"
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    tf32: bool = True
-    deterministic: bool = False
-    report_every_steps: Annotated[int, Field(ge=1)] = 10
+    workers: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        Field(description="processes that train; auto: one a GPU of the cluster, or one where there is none"),
+    ] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0, description="cores that a worker has to itself")] = 1
+    engine: Annotated[Literal["deepspeed", "plain"], Field(description="deepspeed, or plain: PyTorch alone")] = (
+        "deepspeed"
+    )
+    zero_stage: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=3,
+            description="what DeepSpeed shares out: 1 optimiser states, 2 gradients as well, 3 weights as well",
+        ),
+    ] = 1
+    max_failures: Annotated[
+        int, Field(ge=0, description="times that lost workers are replaced before the run fails")
+    ] = 3
+    tf32: Annotated[bool, Field(description="TensorFloat-32 for matrix products on GPUs that have it")] = True
+    deterministic: Annotated[bool, Field(description="only kernels that give the same bits every time; slower")] = False
+    report_every_steps: Annotated[int, Field(ge=1, description="steps between two lines of metrics")] = 10
 
 
 class Config(TaskConfig):
     """One experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$", description="the run's; it goes to runs/NAME")]
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

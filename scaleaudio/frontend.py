@@ -22,15 +22,21 @@ _EPS = torch.finfo(torch.float32).eps
 class FrontendConfig(Settings):
     """How a waveform becomes a spectrogram."""
 
-    sample_rate_hz: Annotated[int, Field(ge=4000, le=192_000)] = 16_000
-    n_fft: Annotated[int, Field(ge=32)] = 1024
-    win_samples: Annotated[int, Field(ge=16)] = 1024
-    hop_samples: Annotated[int, Field(ge=1)] = 160
-    num_mels: Annotated[int, Field(ge=8, le=512)] = 64
-    min_hz: Annotated[float, Field(ge=0)] = 60.0
-    max_hz: Annotated[float, Field(gt=0)] = 7800.0
-    mean: float | None = None
-    std: Annotated[float, Field(gt=0)] | None = None
+    sample_rate_hz: Annotated[int, Field(ge=4000, le=192_000, description="the rate that waveforms are brought to")] = (
+        16_000
+    )
+    n_fft: Annotated[int, Field(ge=32, description="samples of the Fourier transform")] = 1024
+    win_samples: Annotated[int, Field(ge=16, description="samples of the window, at most n_fft")] = 1024
+    hop_samples: Annotated[int, Field(ge=1, description="samples from one spectrogram frame to the next")] = 160
+    num_mels: Annotated[int, Field(ge=8, le=512, description="mel bins (F)")] = 64
+    min_hz: Annotated[float, Field(ge=0, description="where the lowest mel bin begins")] = 60.0
+    max_hz: Annotated[
+        float, Field(gt=0, description="where the highest mel bin ends, at most half of sample_rate_hz")
+    ] = 7800.0
+    mean: Annotated[
+        float | None, Field(description="of the log-mel; null: measured from the shards before training")
+    ] = None
+    std: Annotated[Annotated[float, Field(gt=0)] | None, Field(description="of the log-mel, likewise")] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> FrontendConfig:

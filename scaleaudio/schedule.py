@@ -16,13 +16,20 @@ from scaleaudio.types import Settings
 class ScheduleConfig(Settings):
     """What changes while training goes on."""
 
-    steps: Annotated[int, Field(ge=1)] = 1000
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
-    ramp_steps: Annotated[int, Field(ge=0)] = 0
-    ema_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
-    final_ema_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
+    steps: Annotated[int, Field(ge=1, description="steps of the whole run")] = 1000
+    warmup_steps: Annotated[int, Field(ge=0, description="steps in which the learning rate rises to its peak")] = 50
+    learning_rate: Annotated[float, Field(gt=0, description="the peak; from there it falls by a half cosine")] = 1e-3
+    final_learning_rate: Annotated[float, Field(ge=0, description="where it ends")] = 1e-6
+    ramp_steps: Annotated[
+        int,
+        Field(
+            ge=0, description="steps in which the negatives' strength rises to its full size; 0: full from the start"
+        ),
+    ] = 0
+    ema_momentum: Annotated[float, Field(ge=0, le=1, description="how slowly BYOL's target follows, at the start")] = (
+        0.99
+    )
+    final_ema_momentum: Annotated[float, Field(ge=0, le=1, description="and at the end")] = 1.0
 
     @model_validator(mode="after")
     def _warmup_ends_before_the_run(self) -> ScheduleConfig:

@@ -41,8 +41,8 @@ from scaleaudio.views import ViewsConfig, make_views
 class TaskConfig(Settings):
     """All that decides what is learned, given the batches."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
-    clip_seconds: Annotated[float, Field(gt=0, le=60)] = 0.95
+    seed: Annotated[int, Field(ge=0, description="of the weights and of all that is drawn")] = 0
+    clip_seconds: Annotated[float, Field(gt=0, le=60, description="length of the crops that are trained on")] = 0.95
     frontend: FrontendConfig = FrontendConfig()
     views: ViewsConfig = ViewsConfig()
     negatives: NegativesConfig = HardestOfK()
@@ -50,7 +50,9 @@ class TaskConfig(Settings):
     objective: ObjectiveConfig = InfoNCEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="of the forward and backward pass; bfloat16 by autocast")
+    ] = "float32"
 
     @model_validator(mode="before")
     @classmethod

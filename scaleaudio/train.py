@@ -26,10 +26,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class OptimizerConfig(Settings):
     """AdamW; biases and norms are not decayed."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    max_grad_norm: Annotated[float, Field(gt=0)] = 5.0
+    weight_decay: Annotated[float, Field(ge=0, description="of matrices and kernels")] = 0.01
+    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the mean of the gradients")] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the mean of their squares")] = 0.999
+    max_grad_norm: Annotated[float, Field(gt=0, description="longer gradients are shortened to this")] = 5.0
 
     def build(self, task: nn.Module) -> torch.optim.AdamW:
         """The optimizer over the trained parameters of `task`."""

@@ -24,7 +24,7 @@ Axis = Literal["frequency", "time"]
 class MixupConfig(Settings):
     """Log-mixup-exp: up to `ratio` of another clip of the same lane mixed in as background."""
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    ratio: Annotated[float, Field(gt=0, lt=1, description="the largest share of the other clip")] = 0.2
 
 
 class ResizeCropConfig(Settings):
@@ -33,10 +33,17 @@ class ResizeCropConfig(Settings):
     A box may be larger than the spectrogram along an axis, up to `canvas` times; what lies outside reads as the mean.
     """
 
-    frequency_scale: tuple[float, float] = (0.95, 1.0)
-    time_scale: tuple[float, float] = (0.95, 1.0)
-    frequency_canvas: Annotated[float, Field(ge=1)] = 1.0
-    time_canvas: Annotated[float, Field(ge=1)] = 1.0
+    frequency_scale: Annotated[
+        tuple[float, float], Field(description="smallest and largest box along frequency, in lengths of the axis")
+    ] = (0.95, 1.0)
+    time_scale: Annotated[tuple[float, float], Field(description="smallest and largest box along time")] = (0.95, 1.0)
+    frequency_canvas: Annotated[
+        float,
+        Field(
+            ge=1, description="how far boxes may reach beyond the spectrogram along frequency, in lengths of the axis"
+        ),
+    ] = 1.0
+    time_canvas: Annotated[float, Field(ge=1, description="the same along time")] = 1.0
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> ResizeCropConfig:
@@ -59,7 +66,10 @@ class ResizeCropConfig(Settings):
 class FaderConfig(Settings):
     """A random linear change of level along time, up to `gain` at either end, in standard deviations of the mel."""
 
-    gain: Annotated[float, Field(gt=0)] = 1.0
+    gain: Annotated[
+        float,
+        Field(gt=0, description="the largest change of level at either end, in standard deviations of the log-mel"),
+    ] = 1.0
 
 
 class ViewsConfig(Settings):

@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 shards_app = typer.Typer(help="Make, index and check WebDataset shards.", no_args_is_help=True)
-show_app = typer.Typer(help="Draw pictures.", no_args_is_help=True)
+show_app = typer.Typer(help="Draw pictures; list the keys of a config.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure on this machine what the hot paths cost.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(show_app, name="show")

@@ -1,4 +1,4 @@
-"""Verbs that draw pictures: show negatives, show lanes."""
+"""Verbs that show things: show negatives, show lanes, show keys."""
 
 from __future__ import annotations
 
@@ -64,3 +64,16 @@ def show_lanes(
     stream = load(config, parse_overrides(overrides or [])).build_stream()
     draw_lanes(stream.mixture, list(stream.config.urls), out, workers=sizes, start_step=step)
     print(out)
+
+
+@show_app.command("keys")
+def show_keys(
+    prefix: Annotated[str, typer.Argument(help="a part, such as negatives; default: everything")] = "",
+) -> None:
+    """Print every key of a config with its type, range, default and meaning, as Markdown."""
+    from scaleaudio.reference import part_names, reference
+
+    text = reference(prefix)
+    if not text:
+        raise InputError(f"no part {prefix!r}; there are {', '.join(part_names())}")
+    print(text, end="")

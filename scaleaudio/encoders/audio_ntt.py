@@ -24,9 +24,11 @@ class AudioNTTConfig(Settings):
     """AudioNTT v1 (three blocks) or v2 (two blocks, and the features beside the embedding)."""
 
     kind: Literal["audio_ntt", "audio_ntt_v2"] = "audio_ntt"
-    embedding_dim: Annotated[int, Field(ge=1)] = 512
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    position: Position = "none"
+    embedding_dim: Annotated[int, Field(ge=1, description="width of the embedding (D)")] = 512
+    dropout: Annotated[float, Field(ge=0, lt=1, description="in the linear layers")] = 0.3
+    position: Annotated[
+        Position, Field(description="learned vectors that tell the feature map its place along an axis")
+    ] = "none"
 
     def build(self, num_mels: int, num_frames: int) -> AudioNTT:
         """The encoder for spectrograms of `num_mels` bins; `num_frames` is the length it trains on."""

@@ -20,9 +20,14 @@ class CNNConfig(Settings):
     """One block for each width; each block halves frequency and time."""
 
     kind: Literal["cnn"] = "cnn"
-    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=6)] = (16, 48, 96, 192)
-    norm: Norm = "batch"
-    position: Position = "none"
+    widths: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, max_length=6, description="channels of each block; the last is the embedding's width (D)"),
+    ] = (16, 48, 96, 192)
+    norm: Annotated[Norm, Field(description="batch, or group, which does not look at the other clips")] = "batch"
+    position: Annotated[
+        Position, Field(description="learned vectors that tell the feature map its place along an axis")
+    ] = "none"
 
     def build(self, num_mels: int, num_frames: int) -> CNN:
         """The encoder for spectrograms of `num_mels` bins; `num_frames` is the length it trains on."""

@@ -21,7 +21,7 @@ class OwnEncoderConfig(Settings):
     """
 
     kind: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the class")
 
     def build(self, num_mels: int, num_frames: int) -> Encoder:
         """The encoder.

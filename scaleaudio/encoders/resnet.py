@@ -21,10 +21,15 @@ class ResNetConfig(Settings):
     """One stage for each width; each stage halves frequency and time."""
 
     kind: Literal["resnet"] = "resnet"
-    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=6)] = (32, 64, 128, 256)
-    blocks_per_stage: Annotated[int, Field(ge=1)] = 1
-    norm: Norm = "batch"
-    position: Position = "none"
+    widths: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, max_length=6, description="channels of each stage; the last is the embedding's width (D)"),
+    ] = (32, 64, 128, 256)
+    blocks_per_stage: Annotated[int, Field(ge=1, description="residual blocks of each stage")] = 1
+    norm: Annotated[Norm, Field(description="batch, or group, which does not look at the other clips")] = "batch"
+    position: Annotated[
+        Position, Field(description="learned vectors that tell the feature map its place along an axis")
+    ] = "none"
 
     def build(self, num_mels: int, num_frames: int) -> ResNet:
         """The encoder for spectrograms of `num_mels` bins; `num_frames` is the length it trains on."""

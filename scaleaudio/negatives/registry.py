@@ -22,7 +22,7 @@ class OwnNegatives(NegativesSettings):
     """
 
     kind: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the class")
 
     def build(self, views: ViewsConfig) -> Adversary:
         """The adversary.

@@ -16,9 +16,12 @@ from scaleaudio.types import Settings
 class HeadConfig(Settings):
     """A perceptron with one hidden layer."""
 
-    hidden_dim: Annotated[int, Field(ge=1)] = 512
-    output_dim: Annotated[int, Field(ge=1)] = 128
-    norm: Literal["batch", "layer"] = "batch"
+    hidden_dim: Annotated[int, Field(ge=1, description="width of the hidden layer")] = 512
+    output_dim: Annotated[int, Field(ge=1, description="width of what comes out")] = 128
+    norm: Annotated[
+        Literal["batch", "layer"],
+        Field(description="in the hidden layer: batch, or layer, which does not look at the other clips"),
+    ] = "batch"
 
     def build(self, input_dim: int, output_dim: int | None = None) -> nn.Sequential:
         """The head; `output_dim` overrides the config's."""

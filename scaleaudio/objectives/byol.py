@@ -27,7 +27,7 @@ class BYOLConfig(AgainstNegatives):
     margin: Annotated[float, Field(ge=0, description="how far below the positive a negative's similarity must lie")] = (
         0.2
     )
-    negative_weight: Annotated[float, Field(gt=0)] = 1.0
+    negative_weight: Annotated[float, Field(gt=0, description="of the hinge beside the views' loss")] = 1.0
     negative_side: Annotated[
         Literal["online", "target"],
         Field(description="who embeds the negative: the trained network, or (compared with the prediction) its target"),

@@ -26,7 +26,7 @@ class EmbeddingTermConfig(Settings):
     """How negatives are repelled in the embedding, where `negative_on` says so."""
 
     weight: Annotated[float, Field(gt=0, description="of this term beside the projections' loss")] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 0.15
+    temperature: Annotated[float, Field(gt=0, description="t in the formula")] = 0.15
     negative_weight: Annotated[float, Field(gt=0, description="w in the formula")] = 1.0
     standardise: Annotated[
         bool, Field(description="each dimension to mean 0 and deviation 1 over the global batch")

@@ -26,7 +26,9 @@ class InfoNCEConfig(AgainstNegatives):
     """-log exp(s(a,p)/t) / [sum over all clips' p of exp(s(a,.)/t) + weight * exp(alpha s(a,n)/t)], and a <-> p."""
 
     kind: Literal["infonce"] = "infonce"
-    temperature: Annotated[float, Field(gt=0)] = 0.15
+    temperature: Annotated[float, Field(gt=0, description="t: the smaller, the more the most similar clips weigh")] = (
+        0.15
+    )
     alpha: Annotated[float, Field(ge=0, description="scales a negative's similarity")] = 1.0
     negative_weight: Annotated[float, Field(gt=0, description="how many other clips one negative counts as")] = 8.0
     negative_margin: Annotated[

@@ -24,7 +24,7 @@ class PredictConfig(Settings):
     """The head that predicts displacements."""
 
     weight: Annotated[float, Field(gt=0, description="of this term beside the views' loss")] = 1.0
-    hidden_dim: Annotated[int, Field(ge=1)] = 512
+    hidden_dim: Annotated[int, Field(ge=1, description="width of the hidden layer")] = 512
 
     def build(self, embedding_dim: int, num_families: int) -> Predictor:
         """The head and its loss."""

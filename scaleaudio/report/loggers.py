@@ -78,10 +78,10 @@ class WandbLogger(Settings):
     """A run at Weights & Biases. The key comes from WANDB_API_KEY or `wandb login` where the workers are."""
 
     kind: Literal["wandb"] = "wandb"
-    project: str = "scaleaudio"
-    entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
+    project: Annotated[str, Field(description="where the run appears")] = "scaleaudio"
+    entity: Annotated[str | None, Field(description="user or team; null: the key's own")] = None
+    group: Annotated[str | None, Field(description="runs that belong together")] = None
+    tags: Annotated[tuple[str, ...], Field(description="words to find the run by")] = ()
     mode: Annotated[
         Literal["online", "offline"], Field(description="offline: files in the run folder, for `wandb sync`")
     ] = "online"
@@ -100,7 +100,7 @@ class MlflowLogger(Settings):
     tracking_uri: Annotated[
         str | None, Field(description="https://..., sqlite:////absolute/path.db; null: MLFLOW_TRACKING_URI")
     ] = None
-    experiment: str = "scaleaudio"
+    experiment: Annotated[str, Field(description="where the run appears; made where it is not yet")] = "scaleaudio"
     module: ClassVar[str] = "mlflow"
     local: ClassVar[bool] = False
 
