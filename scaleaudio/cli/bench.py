@@ -146,6 +146,34 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@bench_app.command("encoders")
+def bench_encoders(
+    only: Annotated[str, typer.Option(help="encoders whose name holds this")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is timed, in turns")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Markdown page to write, such as docs/encoders.md")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Parameters, multiplications and time a second of audio of every kind of encoder."""
+    from dataclasses import asdict
+
+    import torch
+
+    from scaleaudio.bench import encoders
+
+    torch.set_num_threads(1)
+    chosen = {name: tree for name, tree in encoders.ENCODERS.items() if only in name}
+    if not chosen:
+        raise InputError(f"--only {only!r}: no such encoder; there are {'; '.join(encoders.ENCODERS)}")
+    made = {name: encoders.build(tree) for name, tree in chosen.items()}
+    with _bar() as on_done:
+        ms = encoders.measure_ms(made, rounds=rounds, on_done=on_done)
+    sizes = [encoders.size(name, encoder) for name, encoder in made.items()]
+    if out is not None:
+        encoders.write_markdown(sizes, ms, out)
+    result = [asdict(size) | {"ms": ms[size.name]} for size in sizes]
+    _show(result, lambda _: encoders.encoder_table(sizes, ms), as_json)
+
+
 def _show(result: Any, table: Any, as_json: bool) -> None:
     """Prints what a benchmark found."""
     if as_json:

@@ -11,6 +11,8 @@ from scaleaudio.encoders.audio_ntt import AudioNTTConfig
 from scaleaudio.encoders.base import Encoder
 from scaleaudio.encoders.cnn import CNNConfig
 from scaleaudio.encoders.resnet import ResNetConfig
+from scaleaudio.encoders.timm_backbone import TimmConfig
+from scaleaudio.encoders.transformer import TransformerConfig
 from scaleaudio.types import Settings
 
 
@@ -51,6 +53,8 @@ EncoderConfig = Annotated[
     | Annotated[AudioNTTConfig, Tag("audio_ntt_v2")]
     | Annotated[CNNConfig, Tag("cnn")]
     | Annotated[ResNetConfig, Tag("resnet")]
+    | Annotated[TimmConfig, Tag("timm")]
+    | Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[OwnEncoderConfig, Tag("own")],
     Discriminator(_tag),
 ]

@@ -96,6 +96,7 @@ ALL: list[dict[str, Any]] = [
     {"kind": "resnet", "widths": (8, 12, 16)},
     {"kind": "resnet", "widths": (8, 16), "blocks_per_stage": 2, "norm": "group"},
     {"kind": "cnn", "widths": (8, 12, 16)},
+    {"kind": "transformer", "width": 24, "depth": 2, "heads": 2},
 ]
 
 
@@ -214,7 +215,7 @@ def test_an_own_encoder_that_cannot_be_used_is_named(kind: str, message: str) ->
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"kind": "nope"}, "'audio_ntt', 'audio_ntt_v2', 'cnn', 'resnet', 'own'"),
+        ({"kind": "nope"}, "'audio_ntt', 'audio_ntt_v2', 'cnn', 'resnet', 'timm', 'transformer', 'own'"),
         ({"kind": "resnet", "widths": ()}, "at least 1 item"),
         ({"kind": "resnet", "embedding_dim": 3}, "Extra inputs are not permitted"),
     ],
