@@ -151,13 +151,15 @@ def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], step:
     """The encoder of a run's config tree, with the weights among a checkpoint's `tensors`."""
     named = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(("parameter.", "buffer."))}
     weights = {name: t for name, t in named.items() if name.startswith(("frontend.", "encoder."))}
-    task = {k: v for k, v in config.items() if k in TaskConfig.model_fields}
+    task = {k: v for k, v in config.items() if k in TaskConfig.model_fields and k != "init_from"}
     return _filled(task, weights, step, _origin(config))
 
 
 def _origin(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's config says beside the task, fit to be published: of paths on a machine only the end."""
     origin = {name: config[name] for name in ("name", "optimizer") if name in config}
+    if config.get("init_from"):
+        origin["init_from"] = _public(config["init_from"])
     if isinstance(config.get("data"), Mapping):
         data = {name: config["data"][name] for name in _DATA if config["data"].get(name)}
         if "url" in data:

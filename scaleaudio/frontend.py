@@ -1,13 +1,15 @@
 """Waveform to normalised log-mel spectrogram, on the device.
 
 The defaults are BYOL-A's front-end (arXiv 2103.06695, section IV-A): 16 kHz, a 64 ms window, a 10 ms hop and 64 mel
-bins from 60 to 7800 Hz, as log power, normalised by the corpus' mean and standard deviation.
+bins from 60 to 7800 Hz, as log power, normalised by the corpus' mean and standard deviation. The weights that BYOL-A's
+authors published were trained, and are evaluated, on Slaney's mel bands of equal area: `mel_scale: slaney`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,6 +19,7 @@ from torchaudio.transforms import MelSpectrogram
 from scaleaudio.types import Settings
 
 _EPS = torch.finfo(torch.float32).eps
+_SLANEY = math.log(6.4) / 27  # above 1 kHz, where the scale turns from linear to logarithmic: 27 mels to 6.4 kHz
 
 
 class FrontendConfig(Settings):
@@ -33,6 +36,10 @@ class FrontendConfig(Settings):
     max_hz: Annotated[
         float, Field(gt=0, description="where the highest mel bin ends, at most half of sample_rate_hz")
     ] = 7800.0
+    mel_scale: Annotated[
+        Literal["htk", "slaney"],
+        Field(description="htk: bands of equal height, torchaudio's default; slaney: of equal area, librosa's"),
+    ] = "htk"
     mean: Annotated[
         float | None, Field(description="of the log-mel; null: measured from the shards before training")
     ] = None
@@ -67,10 +74,11 @@ class FrontendConfig(Settings):
 
     @property
     def centres_hz(self) -> tuple[float, ...]:
-        """The frequency in the middle of each mel bin, on the HTK scale that the filter bank is laid out on."""
-        low, high = (2595 * math.log10(1 + hz / 700) for hz in (self.min_hz, self.max_hz))
+        """The frequency in the middle of each mel bin, on the scale that the filter bank is laid out on."""
+        to_mel, to_hz = _SCALES[self.mel_scale]
+        low, high = to_mel(self.min_hz), to_mel(self.max_hz)
         step = (high - low) / (self.num_mels + 1)
-        return tuple(700 * (10 ** ((low + step * (bin + 1)) / 2595) - 1) for bin in range(self.num_mels))
+        return tuple(to_hz(low + step * (bin + 1)) for bin in range(self.num_mels))
 
     def build(self) -> Frontend:
         """The front-end module; without measured constants it does not normalise."""
@@ -95,6 +103,8 @@ class Frontend(nn.Module):
             f_min=config.min_hz,
             f_max=config.max_hz,
             power=2.0,
+            mel_scale=config.mel_scale,
+            norm="slaney" if config.mel_scale == "slaney" else None,
         )
         for name, buffer in self.mel.named_buffers():  # follow from the config: not part of a checkpoint
             owner, _, leaf = name.rpartition(".")
@@ -115,3 +125,17 @@ class Frontend(nn.Module):
         log_mel_BFS = (self.mel(wave_BT) + _EPS).log()
         normalised_BFS: Tensor = (log_mel_BFS - self.mean) / self.std
         return normalised_BFS
+
+
+def _slaney_mel(hz: float) -> float:
+    return hz * 3 / 200 if hz < 1000 else 15 + math.log(hz / 1000) / _SLANEY
+
+
+def _slaney_hz(mel: float) -> float:
+    return mel * 200 / 3 if mel < 15 else 1000 * math.exp((mel - 15) * _SLANEY)
+
+
+_SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "htk": (lambda hz: 2595 * math.log10(1 + hz / 700), lambda mel: 700 * (10 ** (mel / 2595) - 1)),
+    "slaney": (_slaney_mel, _slaney_hz),
+}

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from scaleaudio import initial
 from scaleaudio.encoders import Encoder, EncoderConfig
 from scaleaudio.encoders.resnet import ResNetConfig
 from scaleaudio.frontend import FrontendConfig
@@ -47,6 +48,13 @@ class TaskConfig(Settings):
     views: ViewsConfig = ViewsConfig()
     negatives: NegativesConfig = HardestOfK()
     encoder: EncoderConfig = ResNetConfig()
+    init_from: Annotated[
+        str | None,
+        Field(
+            description="weights that a new run's encoder begins with: an exported folder, or a .safetensors or .pth "
+            "file of its state dict, such as AudioNTT's as BYOL-A publishes it"
+        ),
+    ] = None
     objective: ObjectiveConfig = InfoNCEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -86,7 +94,7 @@ class TaskConfig(Settings):
             return self.encoder.build(self.frontend.num_mels, self.num_frames)
 
     def build(self, world: World | None = None) -> PretrainTask:
-        """The whole task, with freshly drawn weights."""
+        """The whole task, with freshly drawn weights; those of the encoder are at `init_from` where that is set."""
         return PretrainTask(self, world or World())
 
 
@@ -113,12 +121,18 @@ class PretrainTask(nn.Module):
     """Batch -> Losses."""
 
     def __init__(self, config: TaskConfig, world: World) -> None:
-        """Draws the weights; they depend on the config's seed only."""
+        """Draws the weights; they depend on the config's seed and `init_from` only.
+
+        Raises:
+            InputError: the weights at `init_from` are none, or do not fit.
+        """
         super().__init__()
         self.config = config
         self.world = world
         self.frontend = config.frontend.build()
         self.encoder = config.build_encoder()
+        if config.init_from is not None:
+            initial.load_into(self.encoder, config.init_from)
         if config.train.checkpoint_activations:
             self.encoder.checkpoint_activations()
         with torch.random.fork_rng(devices=[]):

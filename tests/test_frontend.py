@@ -43,6 +43,18 @@ def test_any_length_gives_as_many_frames_as_the_config_says(num_samples: int) ->
     assert mel_BFS.isfinite().all()
 
 
+def test_slaney_bands_have_equal_area_and_lie_where_their_centres_are() -> None:
+    bank_QF = FrontendConfig(mel_scale="slaney").build().mel.mel_scale.fb
+    torch.testing.assert_close(
+        bank_QF, melscale_fbanks(513, 60.0, 7800.0, 64, 16000, norm="slaney", mel_scale="slaney"), rtol=0, atol=0
+    )
+    assert FrontendConfig().build().mel.mel_scale.fb.max() > 40 * bank_QF.max()
+    for scale in ("htk", "slaney"):
+        config = FrontendConfig(mel_scale=scale, n_fft=8192, win_samples=8192, num_mels=20)
+        peaks_hz = config.build().mel.mel_scale.fb.argmax(dim=0) * 16_000 / 8192
+        torch.testing.assert_close(peaks_hz, torch.tensor(config.centres_hz), rtol=0, atol=2.0)
+
+
 def test_silence_is_finite() -> None:
     assert FrontendConfig().build()(torch.zeros(1, 16000)).isfinite().all()
 

@@ -123,15 +123,22 @@ def embed(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="run folder, checkpoint or exported folder")],
+    model: Annotated[str, typer.Argument(help="run folder, checkpoint, exported folder, or BYOL-A's weights (.pth)")],
     out: Annotated[Path, typer.Argument(help="folder to write")],
     scores: Annotated[Path | None, typer.Option(help="scores.json of an evaluation, for the model card")] = None,
     scores_of: Annotated[str | None, typer.Option(help="the model's name in it, where it is another")] = None,
     data: Annotated[str | None, typer.Option(help="what it was trained on, in words, for the card")] = None,
     licence: Annotated[str | None, typer.Option(help="licence of the weights, such as cc-by-4.0, for the card")] = None,
+    frontend: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="front-end of a .pth file, such as mel_scale=slaney")
+    ] = None,
+    state_dict: Annotated[bool, typer.Option(help="also write an AudioNTT's weights in BYOL-A's layout")] = False,
 ) -> None:
     """Write a self-contained encoder with its model card: `scaleaudio.load(OUT)` needs torch and torchaudio alone."""
+    from scaleaudio.config import parse_overrides
     from scaleaudio.export.card import CardNotes
     from scaleaudio.export.folder import export as write
 
-    print(write(model, local_folder(out), CardNotes(data, licence, scores, scores_of)))
+    notes = CardNotes(data, licence, scores, scores_of)
+    keys = parse_overrides(frontend or [])
+    print(write(model, local_folder(out), notes, frontend=keys, state_dict=state_dict))

@@ -103,6 +103,8 @@ def _training(encoder: AudioEncoder, notes: CardNotes) -> Iterator[str]:
         hours = clips * config.clip_seconds / 3600
         steps += f" of {data['global_batch']} crops of {config.clip_seconds:g} s ({clips:,} crops, {hours:,.1f} h)"
     yield steps
+    if encoder.origin.get("init_from"):
+        yield f"Began with the weights of `{encoder.origin['init_from']}`"
     yield f"Objective: {config.objective.kind}; seed {config.seed}"
     yield _negatives(config.negatives)
 

@@ -2,32 +2,75 @@
 
 OUT/config.json, model.safetensors   what `scaleaudio.load` reads: torch and torchaudio are enough
     README.md                        the model card
+    xares_encoder.py                 what X-ARES takes
+    audio_ntt.pth                    when asked for: the weights in BYOL-A's layout
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
 
 from scaleaudio import bundle
+from scaleaudio.embedder import AudioEncoder
+from scaleaudio.errors import InputError
+from scaleaudio.export import evar, xares
 from scaleaudio.export.card import CardNotes, model_card
+from scaleaudio.frontend import FrontendConfig
+
+STATE_DICT = "audio_ntt.pth"
 
 
-def export(model: str, out: str | Path, notes: CardNotes | None = None) -> Path:
+def export(
+    model: str,
+    out: str | Path,
+    notes: CardNotes | None = None,
+    *,
+    frontend: Mapping[str, Any] | None = None,
+    state_dict: bool = False,
+) -> Path:
     """Writes the encoder of `model` to the folder `out`, and gives the folder.
 
     Args:
-        model: a run folder, a checkpoint or an exported folder.
+        model: a run folder, a checkpoint, an exported folder, or a .pth file with an AudioNTT in BYOL-A's layout.
         out: a folder; what an earlier export left there is replaced.
         notes: what the card says beside what the run knows of itself.
+        frontend: keys of the front-end of a .pth file, which does not say what it was trained with.
+        state_dict: write STATE_DICT too.
 
     Raises:
         InputError: no such model, scores of another model, or `out` is a run folder or checkpoint.
     """
-    encoder = bundle.load(model)
-    card = model_card(encoder, notes or CardNotes(), name=str(encoder.origin.get("name") or Path(model).name))
+    encoder = _encoder(model, frontend or {})
+    name = str(encoder.origin.get("name") or Path(model).stem)
+    card = model_card(encoder, notes or CardNotes(), name=name)
+    weights = evar.audio_ntt_state_dict(encoder) if state_dict else None
     folder = bundle.save(encoder, out)
-    partial = folder / "README.md.partial"
-    partial.write_text(card, encoding="utf-8")
-    os.replace(partial, folder / "README.md")
+    _write_text(folder / "README.md", card)
+    _write_text(folder / xares.FILE, xares.class_file(encoder, name))
+    if weights is not None:
+        torch.save(weights, folder / STATE_DICT)
     return folder
+
+
+def _encoder(model: str, frontend: Mapping[str, Any]) -> AudioEncoder:
+    if not model.endswith((".pth", ".pt")):
+        if frontend:
+            raise InputError(f"{model}: knows its front-end; --frontend is for the weights of a .pth file alone")
+        return bundle.load(model)
+    try:
+        return evar.from_audio_ntt(model, FrontendConfig.model_validate(frontend))
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(f"--frontend: {said}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from scaleaudio import __version__, checkpoint
+from scaleaudio import __version__, checkpoint, initial
 from scaleaudio.config import Config
 from scaleaudio.data import storage
 from scaleaudio.data.fingerprint import check_fingerprint
@@ -68,6 +68,10 @@ def pretrain(
     stream = config.build_stream()
     _check_probe(config)
     config = config.model_copy(update={"data": data})
+    if config.init_from is not None:
+        given["init_from"] = config.init_from
+        config = config.model_copy(update={"init_from": storage.absolute(config.init_from)})
+    done = None
     if fresh:
         run_folder.refuse_foreign(run_url, "what --fresh may delete")
     else:
@@ -78,6 +82,8 @@ def pretrain(
             whole = checkpoint.newest(run_url) if done.step >= config.schedule.steps else None
             if whole is not None and whole[0].step >= config.schedule.steps:  # a torn last one is made again
                 return Outcome(run_url, done.step, finished=True)
+    if done is None and config.init_from is not None and ":" not in config.encoder.kind:
+        initial.load_into(config.build_encoder(), config.init_from)  # so that what does not fit is told at once
     with ThreadPoolExecutor(1) as beside:  # the front-end's constants are measured while Ray starts
         measuring = beside.submit(with_constants, config.frontend, stream)
         with clusters.cluster(config.launch, debug=debug):

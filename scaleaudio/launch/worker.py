@@ -52,7 +52,10 @@ def _train(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     _set_up_torch(config, device)
     stream = config.build_stream(world)
-    engine = _engine(config, world, device)
+    if checkpoint.newest_meta(settings["run_url"]) is not None:  # its weights come from there
+        engine = _engine(config.model_copy(update={"init_from": None}), world, device)
+    else:
+        engine = _engine(config, world, device)
     run = _Run(config, settings, engine, stream)
     try:
         start_step = run.resume()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import NO_NEGATIVES, batch, config
+from tiny import AUDIO_NTT, NO_NEGATIVES, batch, config
 
 import scaleaudio
 from scaleaudio import checkpoint
@@ -46,7 +46,12 @@ def test_the_folder_embeds_as_the_run_does_to_the_last_bit(run: Path, tmp_path: 
     folder = export(str(run), tmp_path / "out")
     wave_BT = torch.randn(2, 16_000)
     assert torch.equal(scaleaudio.load(folder)(wave_BT), scaleaudio.load(run)(wave_BT))
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "xares_encoder.py",
+    }
 
 
 def test_the_card_says_what_the_run_knows(run: Path, tmp_path: Path) -> None:
@@ -122,3 +127,19 @@ def test_a_run_folder_is_not_written_into(run: Path) -> None:
     with pytest.raises(InputError, match="an encoder needs a folder of its own"):
         export(str(run), run / "checkpoints" / "step-00000002")
     assert scaleaudio.load(run).step == 2 and not (run / "config.json").exists()
+
+
+def test_published_weights_become_a_folder_and_weights_again(tmp_path: Path) -> None:
+    made = scaleaudio.bundle.untrained(config(AUDIO_NTT))
+    torch.save(made.encoder.state_dict(), tmp_path / "weights.pth")
+    keys = {"mel_scale": "slaney", "mean": -6.0, "std": 4.5}
+    folder = export(str(tmp_path / "weights.pth"), tmp_path / "out", frontend=keys, state_dict=True)
+    loaded = scaleaudio.load(folder)
+    assert (loaded.config.frontend.mel_scale, loaded.config.frontend.num_mels) == ("slaney", 16)
+    state = torch.load(folder / "audio_ntt.pth", weights_only=True)
+    assert all(torch.equal(tensor, made.encoder.state_dict()[name]) for name, tensor in state.items())
+    assert len(state) == len(made.encoder.state_dict())
+    with pytest.raises(InputError, match=r"--frontend: mel_scale: Input should be 'htk' or 'slaney'"):
+        export(str(tmp_path / "weights.pth"), tmp_path / "out", frontend={"mel_scale": "bark"})
+    with pytest.raises(InputError, match="knows its front-end"):
+        export(str(folder), tmp_path / "again", frontend=keys)
