@@ -23,9 +23,11 @@ class TimmConfig(Settings):
     """A model of timm by its name, and the keywords that its constructor takes; weights are freshly drawn."""
 
     kind: Literal["timm"] = "timm"
-    model: Annotated[str, Field(pattern=r"^[\w.]+$")]
-    options: dict[str, Any] = Field(default_factory=dict)
-    position: Position = "none"
+    model: Annotated[str, Field(pattern=r"^[\w.]+$", description="its name in timm")]
+    options: dict[str, Any] = Field(default_factory=dict, description="keywords that its constructor takes")
+    position: Annotated[Position, Field(description="learned vectors that tell the input its place along an axis")] = (
+        "none"
+    )
 
     def build(self, num_mels: int, num_frames: int) -> TimmEncoder:
         """The encoder for spectrograms of `num_mels` bins; `num_frames` is the length it trains on."""

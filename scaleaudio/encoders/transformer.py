@@ -22,13 +22,15 @@ class TransformerConfig(Settings):
     """Patches of `patch_mels` bins x `patch_frames` frames; `patch_frames` is also the stride in time."""
 
     kind: Literal["transformer"] = "transformer"
-    patch_mels: Annotated[int, Field(ge=1)] = 16
-    patch_frames: Annotated[int, Field(ge=1)] = 4
-    width: Annotated[int, Field(ge=1)] = 192
-    depth: Annotated[int, Field(ge=1)] = 6
-    heads: Annotated[int, Field(ge=1)] = 3
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    position: Position = "both"
+    patch_mels: Annotated[int, Field(ge=1, description="mel bins of a patch; divides frontend.num_mels")] = 16
+    patch_frames: Annotated[int, Field(ge=1, description="spectrogram frames of a patch, and the stride in time")] = 4
+    width: Annotated[int, Field(ge=1, description="of a token, and of the embedding (D)")] = 192
+    depth: Annotated[int, Field(ge=1, description="blocks")] = 6
+    heads: Annotated[int, Field(ge=1, description="of the attention; divides width")] = 3
+    dropout: Annotated[float, Field(ge=0, lt=1, description="in attention and linear layers")] = 0.0
+    position: Annotated[Position, Field(description="learned vectors that tell a patch its place along an axis")] = (
+        "both"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
