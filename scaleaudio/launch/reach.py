@@ -1,0 +1,140 @@
+"""What a machine reaches: the shards, and the folder that a run writes to; and by whose clock.
+
+`scaleaudio doctor` asks before a run, and each worker at its start: a folder that only the driver has would otherwise
+be missed hours later, at the first checkpoint.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scaleaudio.data import decode, storage
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.errors import InputError
+from scaleaudio.launch.apart import Asked, Finding, Status
+
+_NUM_PROBED_SHARDS = 8
+_GIB = float(1 << 30)
+_CLOCK_WARN_SECONDS, _CLOCK_FAIL_SECONDS = 2.0, 300.0  # object stores refuse what is signed a quarter of an hour off
+
+
+@contextmanager
+def from_this_node(run_url: str) -> Iterator[None]:
+    """Whether a worker sees what the driver sees: the run folder, and what is opened while the block runs.
+
+    Raises:
+        InputError: naming this machine, and what it does not see or may not write.
+    """
+    try:
+        if not storage.exists(storage.join(run_url, "config.yaml")):  # the driver has just written it
+            raise InputError(f"the run folder {run_url}: the driver's files are not there")
+        written(run_url)
+        yield
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"on node {socket.gethostname()}, not as on the driver's: {' '.join(str(error).split())}. Give URLs or "
+            "paths that every node reaches, and every node the right to them (scaleaudio doctor)"
+        ) from error
+
+
+def written(folder: str) -> float:
+    """Seconds by which the clock of who keeps `folder` is ahead, once a file there was written, read and deleted.
+
+    Raises:
+        InputError, OSError: when that failed.
+    """
+    url, wrote = storage.join(folder, f".probe-{secrets.token_hex(4)}"), secrets.token_bytes(1 << 12)
+    storage.write_atomic(url, wrote)
+    now = time.time()
+    try:
+        (entry,), read = storage.stat([url]), storage.read_bytes(url)
+    finally:
+        storage.delete_tree(url)
+    if entry is None or read != wrote:
+        raise OSError(f"{folder}: what was written is not what is read")
+    return entry.mtime_ns / 1e9 - now
+
+
+def data(asked: Asked) -> Iterator[Finding]:
+    """Each index, the sizes of some of its shards, and one clip of it, read and opened."""
+    for url in asked.data:
+        try:
+            yield from _shards(ShardIndex.load(url), url)
+        except (OSError, ValueError) as error:
+            yield Finding(
+                "data",
+                "fail",
+                " ".join(str(error).split()),
+                "Address, network, mount, right to read?" if isinstance(error, OSError) else "",
+            )
+
+
+def _shards(index: ShardIndex, url: str) -> Iterator[Finding]:
+    num = len(index.ends)
+    facts = {"shards": num, "clips": index.num_samples, "seconds": index.seconds}
+    text = f"{url}: {num} shards, {index.num_samples} clips, {index.seconds / 3600:.1f} h"
+    probed = (
+        sorted({round(step * (num - 1) / (_NUM_PROBED_SHARDS - 1)) for step in range(_NUM_PROBED_SHARDS)})
+        if num
+        else []
+    )
+    found = storage.stat([index.shard_url(shard) for shard in probed])
+    for shard, entry in zip(probed, found, strict=True):
+        row = index.row(shard)
+        if entry is None or entry.size != row.num_bytes:
+            what = "is not there" if entry is None else f"has {entry.size} bytes, {row.num_bytes} were indexed"
+            yield Finding("data", "fail", f"{url}: {row.shard} {what}", f"scaleaudio shards verify {url}", facts)
+            return
+    if not num:
+        yield Finding("data", "fail", f"{url}: the index names no shard", f"scaleaudio shards index {url}", facts)
+        return
+    began = time.perf_counter()
+    clip = index.samples(0).slice(0, 1).to_pylist()[0]
+    with storage.open_input(index.shard_url(0)) as file:
+        file.seek(clip["offset"])
+        decode.measure(bytes(file.read(clip["size"])))
+    took = time.perf_counter() - began
+    yield Finding("data", "ok", f"{text}; a clip of the first in {took:.2f} s", facts=facts | {"clip_seconds": took})
+
+
+def out(asked: Asked) -> Iterator[Finding]:
+    """Whether the folder of runs can be written, read and cleared; and the clock of who keeps it."""
+    if asked.out is None:
+        return
+    place = asked.out
+    while storage.is_local(place) and not storage.exists(place):  # nothing is left behind, no folder either
+        place = str(Path(storage.open_url(place)[1]).parent)
+    try:
+        skew = written(place)
+    except (OSError, ValueError) as error:
+        text = f"{asked.out}: cannot be written: {' '.join(str(error).split())}"
+        yield Finding("out", "fail", text, "Give --out a place that every worker may write, and the right to it.")
+        return
+    text, low = f"{asked.out}: written, read and deleted", False
+    if storage.is_local(place):
+        free = shutil.disk_usage(storage.open_url(place)[1]).free
+        text, low = f"{text}; {free / _GIB:.0f} GiB free", free < 5 * _GIB
+    fix = (
+        "A checkpoint takes 12 bytes a parameter and more: keep fewer (checkpoint.keep_last) or free some."
+        if low
+        else ""
+    )
+    yield Finding("out", "warn" if low else "ok", text, fix)
+    yield clock_finding(skew, f"the storage of {asked.out}", certain_to=1.0)
+
+
+def clock_finding(skew: float, other: str, certain_to: float) -> Finding:
+    """How far another clock is from this machine's, known to so many seconds."""
+    beyond = max(0.0, abs(skew) - certain_to)
+    status: Status = "fail" if beyond > _CLOCK_FAIL_SECONDS else "warn" if beyond > _CLOCK_WARN_SECONDS else "ok"
+    text = (
+        f"{other} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} this machine" if beyond else f"as {other}"
+    )
+    fix = "" if status == "ok" else "Set the clocks by NTP (chrony): object stores refuse signatures of another time."
+    return Finding("clock", status, text, fix, {"skew_seconds": skew})
