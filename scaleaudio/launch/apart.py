@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ def _apart(check: str, asked: Asked, seconds: float) -> list[Finding]:
     try:
         out, err = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)  # and no wait: a process inside a dead file system never ends
+        _kill(child)
         fix = "What it asks hangs, is out of reach or overloaded; --deadline gives it more time."
         return [Finding(name, "fail", f"no answer in {seconds:g} s", fix)]
     try:
@@ -88,6 +89,16 @@ def _apart(check: str, asked: Asked, seconds: float) -> list[Finding]:
         last = (err.strip() or out.strip() or "nothing said").splitlines()[-1]
         ended = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
         return [Finding(name, "fail", f"the check died ({ended}): {last}", "Install what requirements.lock names.")]
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """Kills a process with all that it began, and waits no longer than a second: in a dead file system none ends."""
+    os.killpg(child.pid, signal.SIGKILL)
+    for pipe in (child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(1)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,13 @@ from pathlib import Path
 
 from scaleaudio.data import decode, storage
 from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.patience import may_pass
 from scaleaudio.errors import InputError
 from scaleaudio.launch.apart import Asked, Finding, Status
+from scaleaudio.launch.run_folder import CONFIG
 
 _NUM_PROBED_SHARDS = 8
+_SEEN_SECONDS = 30.0
 _GIB = float(1 << 30)
 _CLOCK_WARN_SECONDS, _CLOCK_FAIL_SECONDS = 2.0, 300.0  # object stores refuse what is signed a quarter of an hour off
 
@@ -30,17 +33,29 @@ def from_this_node(run_url: str) -> Iterator[None]:
 
     Raises:
         InputError: naming this machine, and what it does not see or may not write.
+        OSError: the same, where it may be gone after a while.
     """
     try:
-        if not storage.exists(storage.join(run_url, "config.yaml")):  # the driver has just written it
-            raise InputError(f"the run folder {run_url}: the driver's files are not there")
+        _wait_for(storage.join(run_url, CONFIG), run_url)
         written(run_url)
         yield
     except (InputError, OSError) as error:
+        text = f"on node {socket.gethostname()}: {' '.join(str(error).split())}"
+        if may_pass(error) and not isinstance(error, PermissionError):
+            raise OSError(text) from error
         raise InputError(
-            f"on node {socket.gethostname()}, not as on the driver's: {' '.join(str(error).split())}. Give URLs or "
-            "paths that every node reaches, and every node the right to them (scaleaudio doctor)"
+            f"{text}. The driver's machine does better: give URLs or paths that every node reaches, and every node the "
+            "right to them (scaleaudio doctor)"
         ) from error
+
+
+def _wait_for(url: str, run_url: str) -> None:
+    """Returns once the driver's file is seen: a network file system may show it late."""
+    end = time.monotonic() + _SEEN_SECONDS
+    while not storage.exists(url):
+        if time.monotonic() > end:
+            raise InputError(f"the run folder {run_url}: what the driver wrote there is not to be seen")
+        time.sleep(1)
 
 
 def written(folder: str) -> float:

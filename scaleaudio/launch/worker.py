@@ -19,6 +19,7 @@ from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError
+from scaleaudio.launch.reach import from_this_node
 from scaleaudio.objectives import gather
 from scaleaudio.report.runlog import RunLog, leave_rejects
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
@@ -51,7 +52,8 @@ def _train(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     _set_up_torch(config, device)
-    stream = config.build_stream(world)
+    with from_this_node(settings["run_url"]):
+        stream = config.build_stream(world)
     if checkpoint.newest_meta(settings["run_url"]) is not None:  # its weights come from there
         engine = _engine(config.model_copy(update={"init_from": None}), world, device)
     else:
