@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import ranks
+import tiny
 import torch
 from torch import Tensor
 
@@ -350,3 +352,52 @@ def test_uneven_workers_gather_with_gradient_and_agree_with_one(tmp_path: Path) 
 def test_one_worker_gathers_nothing() -> None:
     keys = vectors(0)
     assert gather(keys, ONE, [B]) is keys
+
+
+# A user's own.
+
+
+class Pulling(torch.nn.Module):
+    """Pulls positives together, and their negatives apart by a rate."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
+        pull = -torch.cosine_similarity(pairs.anchor_BD, pairs.positive_BD).sum()
+        if pairs.against is not None:
+            pull = pull + self.rate * pairs.against.similarity(pairs.anchor_BD, "both").sum()
+        return pull * world.size / sum(counts)
+
+
+@pytest.fixture
+def _own_kind_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "their_objectives", sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("_own_kind_can_be_imported")
+def test_an_own_objective_is_trained_on_views_and_negatives() -> None:
+    def loss(rate: float) -> Tensor:
+        own = {"kind": "their_objectives:Pulling", "options": {"rate": rate}}
+        task = tiny.config({"objective": {**own, "projector": TINY.model_dump()}}).build()
+        total = task(tiny.batch(task.config)).total
+        total.backward()
+        assert all(p.grad is not None for p in task.parameters())
+        return total.detach()
+
+    assert not torch.equal(loss(0.0), loss(1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no_such_package:Loss", "cannot be imported"),
+        ("their_objectives:B", "expected a class, got int"),
+        ("fractions:Fraction", "expected a subclass of torch.nn.Module"),
+    ],
+)
+@pytest.mark.usefixtures("_own_kind_can_be_imported")
+def test_an_own_objective_that_cannot_be_used_is_named(kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.config({"objective": {"kind": kind}}).build()

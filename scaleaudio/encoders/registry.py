@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -13,16 +12,17 @@ from scaleaudio.encoders.cnn import CNNConfig
 from scaleaudio.encoders.resnet import ResNetConfig
 from scaleaudio.encoders.timm_backbone import TimmConfig
 from scaleaudio.encoders.transformer import TransformerConfig
+from scaleaudio.own import OwnKind, make_own, tag_of
 from scaleaudio.types import Settings
 
 
 class OwnEncoderConfig(Settings):
     """A user's encoder: the class that `kind` names, called with num_mels, num_frames and `options`.
 
-    It subclasses `scaleaudio.encoders.Encoder`. Only run configs that you trust: this imports what they name.
+    It subclasses `scaleaudio.encoders.Encoder`.
     """
 
-    kind: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    kind: OwnKind
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the class")
 
     def build(self, num_mels: int, num_frames: int) -> Encoder:
@@ -31,21 +31,10 @@ class OwnEncoderConfig(Settings):
         Raises:
             ValueError: when the class cannot be imported or is no Encoder.
         """
-        module, _, name = self.kind.partition(":")
-        try:
-            made = getattr(importlib.import_module(module), name)(
-                num_mels=num_mels, num_frames=num_frames, **self.options
-            )
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"encoder.kind {self.kind!r}: cannot be imported ({error})") from error
+        made = make_own("encoder", self.kind, num_mels=num_mels, num_frames=num_frames, **self.options)
         if not isinstance(made, Encoder):
             raise ValueError(f"encoder.kind {self.kind!r}: expected a subclass of scaleaudio.encoders.Encoder")
         return made
-
-
-def _tag(value: Any) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "own" if isinstance(kind, str) and ":" in kind else kind
 
 
 EncoderConfig = Annotated[
@@ -56,5 +45,5 @@ EncoderConfig = Annotated[
     | Annotated[TimmConfig, Tag("timm")]
     | Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[OwnEncoderConfig, Tag("own")],
-    Discriminator(_tag),
+    Discriminator(tag_of),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -11,17 +10,17 @@ from scaleaudio.negatives.base import Adversary, NegativesSettings, NoNegatives
 from scaleaudio.negatives.field import FieldNegatives
 from scaleaudio.negatives.hardest_of_k import HardestOfK
 from scaleaudio.negatives.value import ValueNegatives
+from scaleaudio.own import OwnKind, make_own, tag_of
 from scaleaudio.views import ViewsConfig
 
 
 class OwnNegatives(NegativesSettings):
     """A user's adversary: the class that `kind` names, called with `views` and `options`.
 
-    It has the method `find` of `scaleaudio.negatives.Adversary`, and tells no families apart. Only run configs that you
-    trust: this imports what they name.
+    It has the method `find` of `scaleaudio.negatives.Adversary`, and tells no families apart.
     """
 
-    kind: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    kind: OwnKind
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the class")
 
     def build(self, views: ViewsConfig) -> Adversary:
@@ -30,11 +29,7 @@ class OwnNegatives(NegativesSettings):
         Raises:
             ValueError: when the class cannot be imported or finds nothing.
         """
-        module, _, name = self.kind.partition(":")
-        try:
-            made = getattr(importlib.import_module(module), name)(views=views, **self.options)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"negatives.kind {self.kind!r}: cannot be imported ({error})") from error
+        made = make_own("negatives", self.kind, views=views, **self.options)
         if not callable(getattr(made, "find", None)):
             raise ValueError(
                 f"negatives.kind {self.kind!r}: expected a class with the method `find` of "
@@ -44,16 +39,11 @@ class OwnNegatives(NegativesSettings):
         return adversary
 
 
-def _tag(value: Any) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "own" if isinstance(kind, str) and ":" in kind else kind
-
-
 NegativesConfig = Annotated[
     Annotated[HardestOfK, Tag("hardest_of_k")]
     | Annotated[FieldNegatives, Tag("field")]
     | Annotated[ValueNegatives, Tag("value")]
     | Annotated[NoNegatives, Tag("none")]
     | Annotated[OwnNegatives, Tag("own")],
-    Discriminator(_tag),
+    Discriminator(tag_of),
 ]
