@@ -1,7 +1,8 @@
-"""Verbs that show things: show negatives, show lanes, show keys."""
+"""Verbs that show things: show negatives, show lanes, show keys, show run."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,3 +78,28 @@ def show_keys(
     if not text:
         raise InputError(f"no part {prefix!r}; there are {', '.join(part_names())}")
     print(text, end="")
+
+
+@show_app.command("run")
+def show_run(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders or URLs; several over one another")],
+    evaluation: Annotated[
+        str | None, typer.Option(help="folder with scores.json or sensitivity.json; default: RUN/evaluation")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: NAME.html here")] = None,
+) -> None:
+    """Write a run's page, one HTML file: curves, faults, config; of a run that goes on, on any storage."""
+    from rich.progress import Progress
+
+    from scaleaudio.report.history import read_history
+    from scaleaudio.report.page import run_page
+
+    if evaluation is not None and len(runs) > 1:
+        raise InputError("--evaluation: of one run; of several, put each evaluation into the folder RUN/evaluation")
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        histories = [read_history(run, evaluation, lambda lines: bar.update(task, completed=lines)) for run in runs]
+    path = out or Path(f"{'-'.join(history.name for history in histories)[:100]}.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(run_page(histories), encoding="utf-8")
+    print(path)
