@@ -117,8 +117,11 @@ class Frontend(nn.Module):
     def forward(self, wave_BT: Tensor) -> Tensor:
         """Normalised log-mel spectrogram (B, F, S) of waveforms in [-1, 1]; S = 1 + T // hop.
 
-        A waveform shorter than half a window is padded with zeros to what the transform's reflection needs.
+        Whole numbers of 16 bits are taken as parts of 32,768: they reach a GPU in half the time. A waveform shorter
+        than half a window is padded with zeros to what the transform's reflection needs.
         """
+        if wave_BT.dtype == torch.int16:
+            wave_BT = wave_BT.float() / 32768
         missing = self._min_samples - wave_BT.shape[-1]
         if missing > 0:
             wave_BT = nn.functional.pad(wave_BT, (0, missing))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,13 @@ class TrainConfig(Settings):
             "of them encoded twice, and the loss still sees the whole batch. null: all",
         ),
     ] = None
+    compile: Annotated[
+        Literal["off", "default", "reduce-overhead"],
+        Field(
+            description="torch.compile of encoder and projector: takes a minute and a C++ compiler at the start; "
+            "reduce-overhead also replays CUDA graphs"
+        ),
+    ] = "off"
     checkpoint_activations: Annotated[
         bool, Field(description="keep what goes into each block of the encoder, and make the rest again: less memory")
     ] = False

@@ -38,7 +38,9 @@ class OptimizerConfig(Settings):
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(self.beta1, self.beta2))
+        groups = [group for group in groups if group["params"]]
+        # fused: one pass over memory, and the number of the step stays on the device
+        return torch.optim.AdamW(groups, lr=0.0, betas=(self.beta1, self.beta2), fused=True)
 
 
 class Stepped(NamedTuple):
@@ -162,7 +164,7 @@ class PlainEngine:
     def __init__(self, task: PretrainTask, config: OptimizerConfig, device: torch.device | None = None) -> None:
         """Moves the task to `device` and builds its optimizer."""
         self.device = device or torch.device("cpu")
-        self.task = task.to(self.device)
+        self.task = placed(task, self.device)
         self.world = task.world
         self._max_grad_norm = config.max_grad_norm
         self._optimizer = config.build(task)
@@ -205,9 +207,19 @@ class PlainEngine:
         for name, parameter in self.task.named_parameters():
             if step > 0 and parameter.requires_grad:
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(step), device=self.device),
                     **{moment: tensors[f"{moment}.{name}"].clone().to(self.device) for moment in MOMENTS},
                 }
+
+
+def placed(task: PretrainTask, device: torch.device) -> PretrainTask:
+    """The task on its device, compiled where its config says so."""
+    task.to(device)
+    mode = task.config.train.compile
+    if mode != "off":
+        for module in (task.encoder, task.projector):
+            module.compile(mode=None if mode == "default" else mode)
+    return task
 
 
 def average(tensors: list[Tensor], world: World) -> None:

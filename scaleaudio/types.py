@@ -71,7 +71,7 @@ class Batch:
     """This rank's part of the global batch of one step.
 
     Attributes:
-        wave_BT: mono waveforms in [-1, 1], float32.
+        wave_BT: mono waveforms in [-1, 1], float32; or int16, as parts of 32,768.
         key_B: the sample keys.
         slot_B: which rows of the global batch these are (int64, on the CPU); whole lanes, in order.
         step: the step that this batch belongs to.

@@ -69,7 +69,8 @@ def test_a_step_is_adamw_on_clipped_gradients() -> None:
     trained = engine(max_grad_norm=0.1)
     task = config().build()
     decayed, free = ([p for p in task.parameters() if (p.ndim > 1) is many] for many in (True, False))
-    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": free, "weight_decay": 0}], weight_decay=0.01)
+    groups = [{"params": decayed}, {"params": free, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     for step in range(3):
         stepped = trained.step(batch(task.config, step))
         for group in optimizer.param_groups:

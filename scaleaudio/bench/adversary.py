@@ -6,21 +6,22 @@ over the baseline's of the same round. On a CPU that time is processor time, whi
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from rich.table import Table
 
+from scaleaudio.bench.noise import noise
 from scaleaudio.bench.turns import Timing, Turn, clocked, ratio, take_turns
 from scaleaudio.data.stream import DataConfig
 from scaleaudio.negatives.displace import Family, axis_of
 from scaleaudio.task import TaskConfig
 from scaleaudio.train import OptimizerConfig, PlainEngine
-from scaleaudio.types import Batch
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BASELINE = "no negatives"
 
@@ -96,7 +97,7 @@ def measure(
 
     def turn(name: str) -> Turn:
         def take(step: int) -> Timing:
-            batch = noise(arms[name], step, data).to(device)
+            batch = noise(arms[name], step, data.global_batch, data.lanes).to(device)
             return clocked(lambda: engines[name].step(batch), device)
 
         return take
@@ -108,6 +109,8 @@ def measure(
 
 def table(costs: list[Cost], device: torch.device) -> Table:
     """The costs for the terminal."""
+    from rich.table import Table
+
     clock = "GPU" if device.type == "cuda" else "processor time"
     found = Table(caption=f"ratio: median over rounds (quartiles) of the step's time over the baseline's; {clock}")
     for column in ("negatives", "ms a step", "ratio", "clips/s"):
@@ -116,17 +119,6 @@ def table(costs: list[Cost], device: torch.device) -> Table:
         ratio = f"{cost.ratio:.2f} ({cost.low:.2f}-{cost.high:.2f})"
         found.add_row(cost.arm, f"{cost.step_ms:.1f}", ratio, f"{cost.clips_per_second:.0f}")
     return found
-
-
-def noise(config: TaskConfig, step: int, data: DataConfig) -> Batch:
-    """A whole batch of noise that comes and goes, so that displacing it changes it."""
-    generator = torch.Generator().manual_seed(step)
-    num = data.global_batch
-    time_T = torch.arange(config.clip_samples) / config.clip_samples
-    swell_BT = (2 * math.pi * (1 + torch.arange(num) % 5)[:, None] * time_T).sin()
-    wave_BT = 0.1 * swell_BT * torch.randn(num, config.clip_samples, generator=generator)
-    keys = tuple(f"noise-{row}" for row in range(num))
-    return Batch(wave_BT, keys, torch.arange(num), step, num, num // data.lanes)
 
 
 def _cost(name: str, seconds: list[float], baseline: list[float], clips: int) -> Cost:

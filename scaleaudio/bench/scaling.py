@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scaleaudio.bench.adversary import noise
+from scaleaudio.bench.noise import noise
 from scaleaudio.bench.step import engine_steps, without_negatives
 from scaleaudio.bench.turns import Elsewhere, Spread, Timing, Turn, machine, ratio, take_turns
 from scaleaudio.data.stream import DataConfig
@@ -100,7 +100,7 @@ def worker(tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig
     dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
     config = TaskConfig.model_validate(tree)
     engine = PlainEngine(config.build(world).train(), optimizer)
-    batch = _share(noise(config, 0, data), world)
+    batch = _share(noise(config, 0, data.global_batch, data.lanes), world)
     take = engine_steps(engine, batch)
 
     def turn(number: int) -> Any:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scaleaudio.bench.adversary import changed, noise
+from scaleaudio.bench.adversary import changed
+from scaleaudio.bench.noise import noise
 from scaleaudio.bench.turns import Spread, Timing, Turn, clocked, ratio, spread
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.stream import DataConfig, Stream
@@ -75,7 +76,7 @@ def ways(config: TaskConfig, data: DataConfig, optimizer: OptimizerConfig, devic
     """The ways that need no data, no Ray and no DeepSpeed, each with an engine of its own."""
     plain = without_negatives(config)
     engines = [PlainEngine(plain.build().train(), optimizer, device) for _ in range(4)]
-    batch = noise(plain, 0, data).to(device)
+    batch = noise(plain, 0, data.global_batch, data.lanes).to(device)
     with torch.no_grad():
         mel_NFS = engines[0].task.frontend(batch.wave_BT).repeat(2, 1, 1)
 

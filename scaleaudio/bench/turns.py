@@ -43,7 +43,7 @@ class Spread(NamedTuple):
 
 
 Turn = Callable[[int], Timing]
-WARM_UP = 2
+WARM_UP = 1
 
 
 def take_turns(

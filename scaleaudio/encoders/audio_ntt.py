@@ -67,6 +67,8 @@ class AudioNTT(Encoder):
         """Frame embeddings (B, S / stride, D)."""
         map_BCFS = self.position(mel_BFS.unsqueeze(1))
         for first in range(0, len(self.features), _BLOCK_LAYERS):
+            if map_BCFS.is_cuda:  # what its bfloat16 convolutions want; on CPUs channels last takes longer here
+                map_BCFS = map_BCFS.contiguous(memory_format=torch.channels_last)
             map_BCFS = self._through(self.features[first : first + _BLOCK_LAYERS], map_BCFS)
         features_BSD = map_BCFS.permute(0, 3, 2, 1).flatten(2)
         embedded_BSD: Tensor = self.fc(features_BSD)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from scaleaudio.bench import step
-from scaleaudio.bench.adversary import noise
+from scaleaudio.bench.noise import noise
 from scaleaudio.bench.turns import Elsewhere, Timing, Turn, machine, take_turns
 from scaleaudio.config import Config
 from scaleaudio.launch import cluster as clusters
@@ -72,7 +72,7 @@ def engine_turn(config: Config, engine: str) -> Turn:
     from scaleaudio.train import PlainEngine
 
     task = step.without_negatives(config)
-    batch = noise(task, 0, config.data)
+    batch = noise(task, 0, config.data.global_batch, config.data.lanes)
     if engine == "plain":
         return step.engine_steps(PlainEngine(task.build().train(), config.optimizer), batch)
     from scaleaudio.launch.engine import DeepSpeedEngine

@@ -20,7 +20,7 @@ from deepspeed.utils import (
 
 from scaleaudio.schedule import ema_momentum, learning_rate
 from scaleaudio.task import PretrainTask
-from scaleaudio.train import MOMENTS, OptimizerConfig, Stepped, average, buffers, load_weights, statistics
+from scaleaudio.train import MOMENTS, OptimizerConfig, Stepped, average, buffers, load_weights, placed, statistics
 from scaleaudio.types import Batch
 
 # Would be compiled at run time (half a minute) to save microseconds between workers of one machine.
@@ -39,7 +39,7 @@ class DeepSpeedEngine:
     ) -> None:
         """Moves the task to `device`; `zero_stage` is 0 to 3."""
         self.device = device or torch.device("cpu")
-        self.task = task.to(self.device)
+        self.task = placed(task, self.device)
         self.world = task.world
         self._config = config
         self._stage = zero_stage
@@ -92,7 +92,7 @@ class DeepSpeedEngine:
                 for moment in MOMENTS:
                     self._set_moment(parameter, moment, tensors[f"{moment}.{name}"].to(self.device))
         for state in self._torch_optimizer.state.values():
-            state["step"] = torch.tensor(float(step))
+            state["step"] = torch.full_like(state["step"], float(step))
         for name, buffer in self.task.named_buffers():
             if f"buffer.{name}" in tensors:
                 buffer.copy_(tensors[f"buffer.{name}"])
