@@ -127,7 +127,9 @@ def _default(at: _Section, key: str, info: FieldInfo) -> str:
         kind = getattr(value, "kind", None)
         return f"kind `{kind}`" if kind else "see below"
     if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
-        value = [item.model_dump(mode="json", exclude_defaults=True) for item in value]
+        kinds = [{"kind": item.kind} if hasattr(item, "kind") else {} for item in value]
+        changed = [item.model_dump(mode="json", exclude_defaults=True) for item in value]
+        value = [kind | rest for kind, rest in zip(kinds, changed, strict=True)]
     return f"`{json.dumps(value, ensure_ascii=False, default=str)}`"
 
 
