@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +272,6 @@ def test_the_image_is_python_of_the_lock_pinned_and_not_root() -> None:
 
 
 def test_all_that_the_image_installs_is_in_the_lock() -> None:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = re.findall(r"--extra (\w+)", DOCKERFILE)
     assert set(extras) <= project["optional-dependencies"].keys()
@@ -288,9 +290,6 @@ def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
 
 
 def test_the_linter_has_nothing_to_say_of_the_dockerfile() -> None:
-    import subprocess
-    import sys
-
     linter = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if linter is None:
         pytest.skip("hadolint is not installed")
@@ -314,3 +313,82 @@ def test_ray_up_takes_the_virtual_machines(cloud: str) -> None:
 def test_the_same_tool_installs_the_image_and_the_virtual_machines() -> None:
     texts = [DOCKERFILE, *((CLUSTER / f"ray-up-{cloud}.yaml").read_text() for cloud in ("aws", "gcp"))]
     assert len({re.search(r"uv==(\S+)", text)[1] for text in texts}) == 1  # type: ignore[index]
+
+
+README = (CLUSTER / "README.md").read_text()
+
+
+def test_the_guide_names_files_that_are_there_and_versions_that_are() -> None:
+    texts = [README, *(path.read_text() for path in CLUSTER.rglob("*.yaml"))]
+    named = {name.rstrip(".,;") for text in texts for name in re.findall(r"cluster/[\w./*-]+", text)}
+    assert len(named) > 10 and all(any(ROOT.glob(name)) for name in named), named
+    assert set(re.findall(r"scaleaudio:(\d[\w.]*)", README)) == {scaleaudio.__version__}
+
+
+def test_the_guide_has_five_commands_from_nothing_to_a_job_twice() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", README.partition("## `ray job submit`")[0], re.DOTALL)
+    assert [len(block.splitlines()) for block in blocks] == [5, 5]
+
+
+@pytest.mark.parametrize("clips_per_second", [2_000, 16_000, 64_000])
+def test_the_sizes_follow_from_their_formulas(clips_per_second: int) -> None:
+    cores, network, hours = (
+        clips_per_second / 1_700,
+        clips_per_second * 172e3 / 1e9,
+        10e12 / (clips_per_second * 172e3) / 3600,
+    )
+    column = {2_000: 2, 16_000: 3, 64_000: 4}[clips_per_second]
+    cells = [row.split("|") for row in README.splitlines() if row.startswith("| ") and row.count("|") == 6]
+    rows = {row[1].strip(): row[column + 1] for row in cells}
+    assert float(rows["cores that decode"]) == pytest.approx(cores, rel=0.05)
+    assert float(rows["network"].split()[0]) == pytest.approx(network, rel=0.05)
+    took, unit = rows["a pass over 10 TB (58 million clips)"].split()
+    assert float(took) / {"h": 1, "min": 60}[unit] == pytest.approx(hours, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("real_small", 10), ("byol_audio_ntt", 345)])
+def test_a_checkpoint_has_the_size_that_the_guide_gives(name: str, megabytes: float, tmp_path: Path) -> None:
+    config = load(ROOT / "configs" / f"{name}.yaml", {"frontend.mean": -8.0, "frontend.std": 4.0})
+    parameters = list(config.build().parameters())
+    counted = sum((12 if one.requires_grad else 4) * one.numel() for one in parameters)
+    assert counted / 1e6 == pytest.approx(megabytes, rel=0.02) and f"{megabytes} MB for `{name}.yaml`" in README
+
+
+FEW = [
+    "launch.workers=1",
+    "launch.cpus_per_worker=1",
+    "launch.engine=plain",
+    "schedule.steps=2",
+    "schedule.warmup_steps=1",
+]
+
+
+def ran(command: list[str], folder: Path) -> str:
+    """What a command prints in `folder`, with a Ray of its own, once it has succeeded."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    environment = kept | {"CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_of_the_job_takes_steps(shards: Path, tmp_path: Path) -> None:
+    """As it stands, but for the bucket, the number of workers and of steps."""
+    (entrypoint,) = (made["spec"]["entrypoint"] for made in read(CLUSTER / "rayjob-pretrain.yaml"))
+    command = entrypoint.replace("/app/", f"{ROOT}/").replace("s3://BUCKET/shards", str(shards))
+    command = command.replace("s3://BUCKET", str(tmp_path)).replace("=/cache", f"={tmp_path}/cache")
+    few = [*FEW, "data.global_batch=8", "data.lanes=2"]
+    words = shlex.split(command)
+    assert "finished at step 2" in ran([*words[:-2], *few, *words[-2:]], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_of_the_job_on_kind_makes_its_corpus_and_takes_steps(tmp_path: Path) -> None:
+    (made,) = (made for made in SOURCES["overlays/kind"] if made["kind"] == "RayJob")
+    command = made["spec"]["entrypoint"].replace("/app/", f"{ROOT}/").replace("/shared", str(tmp_path))
+    bash, option, script = shlex.split(command.replace("1200", "120"))
+    for again in (False, True):
+        said = ran([bash, option, f"{script} {' '.join(FEW)}"], tmp_path)
+        assert "finished at step 2" in said and ("120 clips in demo/corpus" in said) != again

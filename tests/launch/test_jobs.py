@@ -131,7 +131,8 @@ def _answer(url: str) -> int:
 
 def test_the_probes_of_the_manifests_are_answered_without_a_token_and_jobs_are_not(cluster: Cluster) -> None:
     assert _answer(f"http://127.0.0.1:{cluster.dashboard}/api/gcs_healthz") == 200
-    assert _answer(f"http://127.0.0.1:{cluster.agent}/api/local_raylet_healthz") == 200
+    agent = f"http://127.0.0.1:{cluster.agent}/api/local_raylet_healthz"  # which starts after the head
+    assert until(lambda: _answer(agent)) == 200
     assert _answer(f"http://127.0.0.1:{cluster.dashboard}/api/jobs/") == 401
 
 
