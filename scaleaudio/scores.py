@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scaleaudio.findings import ClipMap, Comparison, Confusion, FewShot, StageScore
 from scaleaudio.types import Reject
 
 METRICS = {"knn": "kNN", "linear": "linear probe, C chosen", "linear_c0.05": "linear probe, C = 0.05"}
@@ -11,13 +12,14 @@ METRICS = {"knn": "kNN", "linear": "linear probe, C chosen", "linear_c0.05": "li
 
 @dataclass(frozen=True)
 class Score:
-    """How often one probe on one model's embeddings named the right class of one task.
+    """How well one probe on one model's embeddings tells the classes of one task.
 
     Attributes:
         model: its name in this evaluation.
         task: the task's name.
         metric: a key of METRICS.
-        score: accuracy over the test clips, in [0, 1]; with folds, over the test clips of all folds together.
+        score: in [0, 1], over the test clips (with folds, over those of all folds together): how many were given the
+            right class or, where a clip may have several, the mean over classes of the average precision.
         low: lower end of the 95 % bootstrap interval over test clips.
         high: its upper end. The interval knows nothing of the spread between training seeds.
         num_train: clips that the probe was fitted on; with folds, on average.
@@ -61,12 +63,13 @@ class TaskFacts:
         num_train: clips trained on; with folds, on average.
         num_test: clips tested on, over all folds.
         num_classes: classes among both.
-        majority: accuracy of always naming the commonest test class.
+        majority: accuracy of always naming the commonest test class; for mAP that of an order by chance.
         num_unlabelled: rows left out because their label is empty.
         num_unused: labelled rows that belong to neither train nor test.
         num_unseen: test clips whose class has no training clip; they count as errors.
         rejects: files that could not be used, left out of train and test.
         notes: what a reader of the figures should know, e.g. a probe that could not be run.
+        measure: what its scores are: "accuracy", or "mAP" where a clip may have several classes.
     """
 
     name: str
@@ -85,11 +88,12 @@ class TaskFacts:
     num_unseen: int
     rejects: tuple[Reject, ...]
     notes: tuple[str, ...]
+    measure: str = "accuracy"
 
 
 @dataclass(frozen=True)
 class Results:
-    """All scores of one evaluation, and what is needed to do it again."""
+    """All scores of one evaluation, what else it found, and what is needed to do it again."""
 
     scores: tuple[Score, ...]
     tasks: tuple[TaskFacts, ...]
@@ -97,6 +101,11 @@ class Results:
     seed: int
     min_seconds: float
     versions: dict[str, str]
+    few_shot: tuple[FewShot, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    stages: tuple[StageScore, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+    maps: tuple[ClipMap, ...] = ()
 
     def find(self, model: str, task: str, metric: str) -> Score | None:
         """The score of one cell, or None when that probe was not run there."""

@@ -176,6 +176,25 @@ def test_evaluate_prints_a_table_and_writes_what_it_names(run: Run, model: Path,
     assert matplotlib.image.imread(tmp_path / "scored" / "scores.png").std() > 0.01
 
 
+def test_evaluate_compares_models_and_looks_into_them(
+    run: Run, model: Path, tiny: Callable[..., Config], clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = bundle.save(
+        bundle.untrained(tiny({"frontend.mean": -8.0, "frontend.std": 4.0, "seed": 5})), tmp_path / "other" / "model"
+    )
+    words = ["evaluate", model, f"{clips}:pitch", "--against", other, "--few-shot", "--stages", "--out", "scored"]
+    code, out, _ = run(*words)
+    assert code == 0
+    assert all(word in out for word in ("Models compared", "Few clips to learn from", "Stage by stage"))
+    scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
+    assert {(c["model"], c["other"]) for c in scores["comparisons"]} == {(str(model), str(other))}
+    assert {m["model"] for m in scores["maps"]} == {str(model), str(other)}
+    assert "## Models compared" in (tmp_path / "scored" / "scores.md").read_text()
+    assert len(list((tmp_path / "scored" / "embeddings").rglob("*.safetensors"))) == 2
+    assert run(*words)[1] == out
+
+
 def test_evaluate_draws_sensitivity_curves_without_any_task(run: Run, model: Path, clips: Path, tmp_path: Path) -> None:
     words = ["--sensitivity", clips, "--clips", "4", "--baselines", "--out", "curves"]
     code, out, _ = run("evaluate", model, *words)

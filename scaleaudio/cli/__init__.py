@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 # In the order of `scaleaudio --help`; importing a module adds its verbs.
-from scaleaudio.cli import bench, data, doctor, models, recipes, show, train  # noqa: F401
+from scaleaudio.cli import bench, data, doctor, evaluate, models, recipes, show, train  # noqa: F401
 from scaleaudio.cli.app import app
 from scaleaudio.errors import InputError, RunFailed
 

@@ -61,9 +61,9 @@ def nearest_neighbours(train_ND: Matrix, label_N: Labels, test_ND: Matrix) -> Gu
 
 @_one_shot_is_meant()
 def linear_probes(
-    train_ND: Matrix, label_N: Labels, group_N: Labels, test_ND: Matrix, *, seed: int
+    train_ND: Matrix, label_N: Labels, group_N: Labels, test_ND: Matrix, *, seed: int, choose: bool = True
 ) -> dict[str, Guess]:
-    """Logistic regression at C = 0.05 ("linear_c0.05") and, where it can be chosen, at the best C ("linear").
+    """Logistic regression at C = 0.05 ("linear_c0.05") and, where it is and can be chosen, at the best C ("linear").
 
     The best C is the one with the highest accuracy in up to 3 folds of the training clips; the smallest of equals.
     Groups stay together there, unless that would leave a class out of a fold's training part. It needs two clips of
@@ -71,7 +71,7 @@ def linear_probes(
     """
     fixed = _fit(train_ND, label_N, FIXED_C)
     guesses = {"linear_c0.05": Guess(fixed.predict(test_ND), f"C={FIXED_C:g}")}
-    if _smallest_class(label_N) >= 2:
+    if choose and _smallest_class(label_N) >= 2:
         best = choose_c(train_ND, label_N, group_N, seed=seed)
         model = fixed if best == FIXED_C else _fit(train_ND, label_N, best)
         guesses["linear"] = Guess(model.predict(test_ND), f"C={best:g}")

@@ -1,27 +1,37 @@
-"""Models by tasks: embed every clip once, fit the probes on each task's folds, and put an interval on each score."""
+"""Models by tasks: embed every clip once, fit the probes on each task's folds, and say what that is worth."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from rich.progress import track
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
-from scaleaudio.evaluate.embeddings import dim_of, embed_files, rate_of
-from scaleaudio.evaluate.probe import Guess, bootstrap_interval, linear_probes, nearest_neighbours, standardise
-from scaleaudio.evaluate.split import Fold, Plan, plan_task
+from scaleaudio.evaluate.answers import Answer, Named, answers, seed_of
+from scaleaudio.evaluate.compare import compare
+from scaleaudio.evaluate.embeddings import dim_of, rate_of
+from scaleaudio.evaluate.fewshot import few_shot
+from scaleaudio.evaluate.layout import clip_map
+from scaleaudio.evaluate.several import classes_of
+from scaleaudio.evaluate.split import Plan, plan_task
+from scaleaudio.evaluate.stages import EMBEDDING, Staged
+from scaleaudio.evaluate.store import embed_stored
 from scaleaudio.evaluate.tasks import LabelTable, Task, read_labels
+from scaleaudio.findings import ClipMap, Comparison, Confusion, FewShot, StageScore
 from scaleaudio.scores import METRICS, ModelFacts, Results, Score, TaskFacts
-from scaleaudio.types import Reject, keyed_seed
+from scaleaudio.types import Reject
 
 # BYOL-A's unit of 96 frames. What is read off short clips depends on it: change it for all models or for none.
 MIN_SECONDS = 0.96
+MOST_CLASSES_CONFUSED = 100
 PACKAGES = ("scaleaudio", "torch", "torchaudio", "numpy", "scikit-learn", "soundfile")
 
 
@@ -32,9 +42,13 @@ def evaluate(
     seed: int = 0,
     min_seconds: float = MIN_SECONDS,
     linear: bool = True,
+    shots: Sequence[int] = (),
+    stages: Sequence[str] = (),
+    maps: Sequence[str] = (),
+    store: Path | None = None,
     progress: bool = False,
 ) -> Results:
-    """The score of every probe on every model's embeddings of every task.
+    """The score of every probe on every model's embeddings of every task, and every pair of models compared.
 
     Args:
         models: encoders by the name that they have in tables; see `embed_files` for what they must have.
@@ -42,35 +56,68 @@ def evaluate(
         seed: of the bootstrap and of the folds in which C is chosen; 0 to 2**32 - 1.
         min_seconds: clips shorter than this get silence at their end; 0 takes every clip as it is.
         linear: whether linear probes are fitted besides kNN, which costs nearly nothing.
+        shots: also scores of probes fitted on so many clips of each class, such as (1, 4, 16).
+        stages: models of which each stage is probed as well.
+        maps: models of whose test clips a map is made.
+        store: a folder of embeddings made before, to read from and add to; see `scaleaudio.evaluate.store`.
         progress: show progress bars.
 
     Raises:
         InputError: a task that cannot be set up; all are checked before the first clip is embedded.
-        ValueError: a model whose output is of the wrong shape or not finite.
+        ValueError: a model whose output is of the wrong shape or not finite, or whose stages cannot be looked into.
     """
     tables = {task.table_path: read_labels(task.table_path) for task in tasks}
     plans = [plan_task(task, tables[task.table_path]) for task in tasks]
+    opened = {name: Staged(model) if name in stages else model for name, model in models.items()}
     corpora = {
         path: _embed_table(
-            models, table, [plan for plan in plans if plan.task.table_path == path], min_seconds, progress
+            opened, table, [plan for plan in plans if plan.task.table_path == path], min_seconds, store, progress
         )
         for path, table in tables.items()
     }
     plans = [plan.without(corpora[plan.task.table_path].unusable) for plan in plans]
+    found = _Found()
     cells = [(plan, model) for plan in plans for model in models]
-    scores = tuple(
-        score
-        for plan, model in track(cells, "probing", disable=not progress, transient=True)
-        for score in _score(model, plan, corpora[plan.task.table_path].by_model[model], seed, linear)
-    )
+    by_model: dict[str, dict[str, Answer]] = {}
+    for plan, model in track(cells, "probing", disable=not progress, transient=True):
+        z_ND, own = corpora[plan.task.table_path].by_model[model], opened[model]
+        columns = own.columns if isinstance(own, Staged) else {}
+        kept_ND = z_ND[:, columns[EMBEDDING]] if columns else z_ND
+        by_model[model] = answers(plan, kept_ND, seed, "all" if linear else "nearest")
+        found.scores += _scores(model, plan, by_model[model], seed)
+        found.few_shot += few_shot(model, plan, kept_ND, shots, seed)
+        found.stages += _stage_scores(model, plan, z_ND, columns, seed)
+        found.confusions += _confusions(model, plan, by_model[model])
+        laid = clip_map(model, plan, kept_ND, seed) if model in maps else None
+        found.maps += [laid] if laid else []
+        if len(by_model) == len(models):
+            found.comparisons += compare(plan, by_model, seed)
+            by_model = {}
     return Results(
-        scores=scores,
-        tasks=tuple(_facts(plan, scores) for plan in plans),
+        scores=tuple(found.scores),
+        tasks=tuple(_facts(plan, found.scores) for plan in plans),
         models=tuple(_model_facts(name, model) for name, model in models.items()),
         seed=seed,
         min_seconds=min_seconds,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        few_shot=tuple(found.few_shot),
+        comparisons=tuple(found.comparisons),
+        stages=tuple(found.stages),
+        confusions=tuple(found.confusions),
+        maps=tuple(found.maps),
     )
+
+
+class _Found:
+    """What has been found so far."""
+
+    def __init__(self) -> None:
+        self.scores: list[Score] = []
+        self.few_shot: list[FewShot] = []
+        self.stages: list[StageScore] = []
+        self.confusions: list[Confusion] = []
+        self.maps: list[ClipMap] = []
+        self.comparisons: list[Comparison] = []
 
 
 @dataclass(frozen=True)
@@ -82,11 +129,16 @@ class _Corpus:
 
 
 def _embed_table(
-    models: Mapping[str, nn.Module], table: LabelTable, plans: Sequence[Plan], min_seconds: float, progress: bool
+    models: Mapping[str, nn.Module],
+    table: LabelTable,
+    plans: Sequence[Plan],
+    min_seconds: float,
+    store: Path | None,
+    progress: bool,
 ) -> _Corpus:
     rows = np.unique(np.concatenate([plan.rows() for plan in plans]))
     files = [table.path.parent / table.rows[row]["filename"] for row in rows]
-    embedded = embed_files(models, files, min_seconds=min_seconds, progress=progress)
+    embedded = embed_stored(models, files, store, min_seconds=min_seconds, progress=progress)
     by_model: dict[str, npt.NDArray[np.float32]] = {}
     for name, made in embedded.by_model.items():
         by_model[name] = np.full((len(table.rows), made.shape[1]), np.nan, np.float32)
@@ -94,43 +146,55 @@ def _embed_table(
     return _Corpus(by_model, {int(rows[place]): reject for place, reject in embedded.rejects.items()})
 
 
-def _score(model: str, plan: Plan, z_ND: npt.NDArray[np.float32], seed: int, linear: bool) -> list[Score]:
-    by_fold = [_probe(plan, fold, z_ND, seed, linear) for fold in plan.folds]
-    true = plan.labels[np.concatenate([fold.test for fold in plan.folds])]
-    scores = []
+def _scores(model: str, plan: Plan, found: Mapping[str, Answer], seed: int) -> Iterator[Score]:
     for metric in METRICS:
-        if not all(metric in guesses for guesses in by_fold):
+        if metric not in found:
             continue
-        right = np.concatenate([guesses[metric].label for guesses in by_fold]) == true
-        low, high = bootstrap_interval(right, seed=keyed_seed(seed, plan.task.title, metric))
-        settings = dict.fromkeys(guesses[metric].setting for guesses in by_fold)
-        scores.append(
-            Score(
-                model=model,
-                task=plan.task.title,
-                metric=metric,
-                score=float(right.mean()),
-                low=low,
-                high=high,
-                num_train=_mean_train(plan),
-                num_test=len(right),
-                setting=", ".join(settings),
-            )
+        answer = found[metric]
+        low, high = answer.interval(seed_of(seed, plan, metric))
+        yield Score(
+            model=model,
+            task=plan.task.title,
+            metric=metric,
+            score=answer.score,
+            low=low,
+            high=high,
+            num_train=_mean_train(plan),
+            num_test=len(answer),
+            setting=answer.setting,
         )
-    return scores
 
 
-def _probe(plan: Plan, fold: Fold, z_ND: npt.NDArray[np.float32], seed: int, linear: bool) -> dict[str, Guess]:
-    train_ND, test_ND = standardise(z_ND[fold.train], z_ND[fold.test])
-    label_N, group_N = plan.labels[fold.train], plan.groups[fold.train]
-    nearest = {"knn": nearest_neighbours(train_ND, label_N, test_ND)}
-    return nearest | (linear_probes(train_ND, label_N, group_N, test_ND, seed=seed) if linear else {})
+def _stage_scores(
+    model: str, plan: Plan, z_ND: npt.NDArray[np.float32], columns: Mapping[str, slice], seed: int
+) -> Iterator[StageScore]:
+    """Both probes, the linear one at C = 0.05, on each stage; the embedding is the last."""
+    for place, (stage, column) in enumerate(columns.items()):
+        for metric, answer in answers(plan, z_ND[:, column], seed, "fixed").items():
+            low, high = answer.interval(seed_of(seed, plan, metric))
+            width = column.stop - column.start
+            yield StageScore(model, plan.task.title, metric, stage, place, width, answer.score, low, high)
+
+
+def _confusions(model: str, plan: Plan, found: Mapping[str, Answer]) -> Iterator[Confusion]:
+    """Of the best probe that was run."""
+    metric = next(metric for metric in ("linear", "linear_c0.05", "knn") if metric in found)
+    answer = found[metric]
+    if not isinstance(answer, Named):
+        return
+    classes = sorted(set(answer.true_N.tolist()) | set(answer.given_N.tolist()))
+    if len(classes) > MOST_CLASSES_CONFUSED:
+        return
+    count_CC = confusion_matrix(answer.true_N, answer.given_N, labels=classes)
+    yield Confusion(model, plan.task.title, metric, tuple(classes), tuple(map(tuple, count_CC.tolist())))
 
 
 def _facts(plan: Plan, scores: Sequence[Score]) -> TaskFacts:
     task, test = plan.task, np.concatenate([fold.test for fold in plan.folds])
-    counts = Counter(plan.labels[test].tolist())
-    num_unseen = sum(int((~np.isin(plan.labels[f.test], plan.labels[f.train])).sum()) for f in plan.folds)
+    by_row = _classes_by_row(plan)
+    counts = Counter(name for row in test.tolist() for name in by_row[row])
+    majority = max(counts.values()) if not task.separator else sum(counts.values()) / len(counts)
+    num_unseen = sum(_num_unseen(by_row, fold.train.tolist(), fold.test.tolist()) for fold in plan.folds)
     run = {score.metric for score in scores if score.task == task.title}
     return TaskFacts(
         name=task.title,
@@ -142,16 +206,34 @@ def _facts(plan: Plan, scores: Sequence[Score]) -> TaskFacts:
         num_folds=len(plan.folds),
         num_train=_mean_train(plan),
         num_test=len(test),
-        num_classes=len(set(plan.labels[plan.rows()])),
-        majority=max(counts.values()) / len(test),
+        num_classes=len({name for row in plan.rows().tolist() for name in by_row[row]}),
+        majority=majority / len(test),
         num_unlabelled=plan.num_unlabelled,
         num_unused=plan.num_unused,
         num_unseen=num_unseen,
         rejects=plan.rejects,
-        notes=()
-        if "linear" in run or "linear_c0.05" not in run
-        else ("C is not chosen: a class has fewer than two training clips",),
+        notes=tuple(_notes(plan, run)),
+        measure="mAP" if task.separator else "accuracy",
     )
+
+
+def _notes(plan: Plan, run: set[str]) -> Iterator[str]:
+    if "linear" not in run and "linear_c0.05" in run:
+        yield "C is not chosen: a class has fewer than two training clips"
+    labels = plan.labels[plan.rows()].tolist()
+    if not plan.task.separator and any(";" in label for label in labels):
+        yield 'some labels hold ";": if those are several classes of a clip, say so with the separator ";"'
+
+
+def _classes_by_row(plan: Plan) -> list[list[str]]:
+    separator = plan.task.separator
+    return classes_of(plan.labels, separator) if separator else [[label] for label in plan.labels.tolist()]
+
+
+def _num_unseen(by_row: Sequence[Sequence[str]], train: Sequence[int], test: Sequence[int]) -> int:
+    """Test clips none of whose classes was trained on."""
+    seen = {name for row in train for name in by_row[row]}
+    return sum(seen.isdisjoint(by_row[row]) for row in test)
 
 
 def _mean_train(plan: Plan) -> int:

@@ -7,9 +7,10 @@ holds one task or a list of them with the keys of `Task`; FOLDER may be the CSV 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -24,6 +25,8 @@ class Task(Settings):
     Attributes:
         folder: a folder with a labels.csv (columns `filename`, relative to it, and labels), or a CSV file.
         label: the column that holds the class; rows where it is empty are left out and counted.
+        separator: what stands between the classes of a clip that may have several, such as ";" in "dog;rain"; the
+            measure is then mAP.
         train: filters such as "group=v16" or "group!=v1,v2" (alternatives by comma); a row must pass all of them.
         test: likewise. With one of the two, the other is the rest; tests alone never train on `split` = test.
         folds: the column for cross-validation; by default `fold` where there is one and no filter is given.
@@ -32,6 +35,7 @@ class Task(Settings):
 
     folder: str
     label: str = "label"
+    separator: str = ""
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     folds: str | None = None
@@ -52,24 +56,33 @@ class Task(Settings):
 
 
 def parse_tasks(
-    words: Sequence[str], *, label: str | None = None, train: Sequence[str] = (), test: Sequence[str] = ()
+    words: Sequence[str],
+    *,
+    label: str | None = None,
+    separator: str = "",
+    train: Sequence[str] = (),
+    test: Sequence[str] = (),
 ) -> list[Task]:
     """The tasks that the words of a command line name, in order.
 
     Args:
         words: folders, folder:column, or YAML files.
         label: the column for those words that name none.
+        separator: what stands between the classes of a clip, for every folder named here.
         train: training filters for every folder named here; a YAML file's tasks have their own.
         test: test filters, likewise.
 
     Raises:
         InputError: no tasks, an unusable YAML file, options that would apply to nothing, or two tasks of one name.
     """
-    tasks = [task for word in words for task in _parse_word(word, label, tuple(train), tuple(test))]
+    shared = {"separator": separator, "train": tuple(train), "test": tuple(test)}
+    tasks = [task for word in words for task in _parse_word(word, label, shared)]
     if not tasks:
         raise InputError("no task: name at least one folder with a labels.csv, e.g. scaleaudio evaluate MODEL clips/")
-    if (label or train or test) and all(_is_yaml(word) for word in words):
-        raise InputError("--label, --train and --test apply to folders; tasks in a YAML file have keys of these names")
+    if (label or separator or train or test) and all(_is_yaml(word) for word in words):
+        raise InputError(
+            "--label, --separator, --train and --test apply to folders; tasks in a YAML file have keys of these names"
+        )
     names = [task.title for task in tasks]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two tasks are called {sorted(twice)[0]!r}: give one a `name` in a YAML file")
@@ -80,14 +93,14 @@ def _is_yaml(word: str) -> bool:
     return word.endswith((".yaml", ".yml"))
 
 
-def _parse_word(word: str, label: str | None, train: tuple[str, ...], test: tuple[str, ...]) -> list[Task]:
+def _parse_word(word: str, label: str | None, shared: Mapping[str, Any]) -> list[Task]:
     if "://" in word:
         raise InputError(f"task {word!r}: tasks are read from local folders; copy it here first")
     if _is_yaml(word):
         return _read_yaml(Path(word))
     has_columns = ":" in word and not Path(word).exists()
     folder, columns = word.rsplit(":", 1) if has_columns else (word, label or "label")
-    return [Task(folder=folder, label=column.strip(), train=train, test=test) for column in columns.split(",")]
+    return [Task(folder=folder, label=column.strip(), **shared) for column in columns.split(",")]
 
 
 def _read_yaml(path: Path) -> list[Task]:

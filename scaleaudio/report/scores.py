@@ -47,19 +47,24 @@ def cell_text(score: Score | None) -> str:
     """For example ".426 (.394-.458)"; "-" where the probe was not run."""
     if score is None:
         return "-"
-    value, low, high = (_short(number) for number in (score.score, score.low, score.high))
+    value, low, high = (short(number) for number in (score.score, score.low, score.high))
     return f"{value} ({low}-{high})"
 
 
 def notes(results: Results) -> list[str]:
     """What a reader must know beside the figures: chance, counts, and everything that was left out, a line a task."""
-    lines = ["Accuracy, with the 95 % bootstrap interval over test clips (not over training seeds)."]
+    measures = " or ".join(dict.fromkeys(task.measure for task in results.tasks))
+    lines = [
+        f"{measures.capitalize() if measures[0] == 'a' else measures}, with the 95 % bootstrap interval over test "
+        "clips (not over training seeds)."
+    ]
     return lines + [f"{task.name}: {'; '.join(_said_of(task))}." for task in results.tasks]
 
 
 def _said_of(task: TaskFacts) -> Iterator[str]:
     yield f"{task.num_train} train, {task.num_test} test, {task.num_classes} classes"
-    yield f"{task.protocol}; the commonest class alone scores {_short(task.majority)}"
+    chance = "the commonest class alone scores" if task.measure == "accuracy" else "mAP, of which chance gives"
+    yield f"{task.protocol}; {chance} {short(task.majority)}"
     if task.num_unlabelled:
         yield f"{task.num_unlabelled} rows without a label"
     if task.num_unused:
@@ -115,7 +120,7 @@ def _draw_bars(axes: Any, results: Results, metric: str) -> None:
         axes.errorbar(places, heights, spans, fmt="none", ecolor="#333333", elinewidth=1.2, capsize=2.5)
         for place, score in drawn:
             above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-            axes.annotate(_short(score.score), (place, score.high), **above)
+            axes.annotate(short(score.score), (place, score.high), **above)
 
 
 def _draw_chance(axes: Any, results: Results, metric: str) -> None:
@@ -131,7 +136,7 @@ def _dress(axes: Any, results: Results, metric: str) -> None:
     names = [task.name for task in results.tasks]
     long = max(map(len, names)) > 6 * (1 + len(results.models))
     axes.set_title(METRICS[metric], loc="left", fontsize=10)
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(" or ".join(dict.fromkeys(task.measure for task in results.tasks)))
     axes.set_ylim(0, 1.12)
     axes.set_yticks((0, 0.25, 0.5, 0.75, 1))
     axes.set_xticks(range(len(names)), names, rotation=20 if long else 0, ha="right" if long else "center")
@@ -151,5 +156,6 @@ def _lines(results: Results) -> Iterator[tuple[str, str, list[Score | None], boo
             yield task.name if place == 0 else "", metric, cells, place == len(metrics) - 1
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """Three decimals, without the zero before them."""
     return f"{number:.3f}".removeprefix("0")

@@ -108,3 +108,48 @@ def test_test_clips_of_a_class_never_trained_on_count_as_errors(folder: Path) ->
     results = evaluate({"mel": MelStatistics()}, [Task(folder=str(folder))])
     assert results.tasks[0].num_unseen == 1
     assert max(score.score for score in results.scores) <= 29 / 30
+
+
+def test_clips_of_several_classes_are_scored_by_map(folder: Path) -> None:
+    table = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(table.replace(",low,", ",low; deep,").replace(",high,", ",high; bright;loud,"))
+    task = Task(folder=str(folder), separator=";")
+    results = evaluate({"mel": MelStatistics(), "deaf": Deaf()}, [task], shots=(4,))
+    facts = results.tasks[0]
+    assert facts.measure == "mAP" and facts.num_classes == 6 and facts.majority == pytest.approx(1 / 3)
+    mel, deaf = (results.find(model, facts.name, "linear") for model in ("mel", "deaf"))
+    assert mel and deaf and mel.score > 0.95 and deaf.score < 0.75 and mel.low <= mel.score <= mel.high
+    assert {point.shots for point in results.few_shot} == {4}
+    assert results.confusions == () and results.comparisons[0].test == "paired bootstrap"
+
+
+def test_labels_that_look_like_several_classes_are_pointed_out(folder: Path) -> None:
+    table = (folder / "labels.csv").read_text().replace(",low,", ",low;deep,")
+    (folder / "labels.csv").write_text(table)
+    assert 'separator ";"' in evaluate({"mel": MelStatistics()}, [Task(folder=str(folder))]).tasks[0].notes[0]
+
+
+def test_models_are_compared_confused_and_mapped_on_the_same_clips(folder: Path) -> None:
+    results = evaluate(
+        {"deaf": Deaf(), "mel": MelStatistics()}, [Task(folder=str(folder), folds="quarter")], maps=["mel"]
+    )
+    (found,) = [c for c in results.comparisons if c.metric == "linear_c0.05"]
+    scores = {model: results.find(model, found.task, found.metric) for model in ("mel", "deaf")}
+    assert scores["mel"] and scores["deaf"]
+    assert found.difference == pytest.approx(scores["mel"].score - scores["deaf"].score) and found.p < 0.001
+    for confusion in results.confusions:
+        score = results.find(confusion.model, confusion.task, confusion.metric)
+        assert score and sum(row[i] for i, row in enumerate(confusion.counts)) == pytest.approx(60 * score.score)
+        assert sum(map(sum, confusion.counts)) == 60
+    (laid,) = results.maps
+    assert laid.model == "mel" and len(laid.xy_N2) == 60
+    xy_N2, label_N = np.array(laid.xy_N2), np.array(laid.label_N)
+    distance_NN = np.linalg.norm(xy_N2[:, None] - xy_N2[None], axis=2) + np.diag(np.full(60, np.inf))
+    assert (label_N[distance_NN.argmin(axis=1)] == label_N).mean() > 0.9
+
+
+def test_stored_embeddings_give_the_same_results(folder: Path, tmp_path: Path) -> None:
+    first, again = (
+        evaluate({"mel": MelStatistics()}, [Task(folder=str(folder))], store=tmp_path / "store") for _ in range(2)
+    )
+    assert first == again == evaluate({"mel": MelStatistics()}, [Task(folder=str(folder))])
