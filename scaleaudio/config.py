@@ -32,9 +32,21 @@ class CheckpointConfig(Settings):
 
     every_steps: Annotated[int, Field(ge=1, description="steps between two checkpoints")] = 500
     keep_last: Annotated[int, Field(ge=1, description="how many of the newest are kept")] = 2
-    keep_best: Annotated[int, Field(ge=0, description="how many of the best by `probe` are kept besides")] = 1
-    probe: Annotated[
-        str | None, Field(description="a labelled folder, FOLDER:COLUMN; its kNN score says which are the best")
+    keep_best: Annotated[int, Field(ge=0, description="how many of the best by the probe are kept besides")] = 1
+
+
+class ProbeConfig(Settings):
+    """A score on labelled clips while training goes on; what it is measured by changes nothing of what is learned."""
+
+    tasks: Annotated[
+        tuple[str, ...], Field(description="labelled folders, FOLDER:COLUMN; the score is the mean over them")
+    ] = ()
+    metric: Annotated[
+        Literal["knn", "linear", "linear_c0.05"],
+        Field(description="what is fitted on the embeddings; kNN costs a fraction of a linear probe"),
+    ] = "knn"
+    every_steps: Annotated[
+        int | None, Field(ge=1, description="steps between two probes, besides the last; null: with every checkpoint")
     ] = None
 
 
@@ -72,6 +84,7 @@ class Config(TaskConfig):
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    probe: ProbeConfig = ProbeConfig()
     launch: LaunchConfig = LaunchConfig()
     loggers: Annotated[
         tuple[LoggerConfig, ...],

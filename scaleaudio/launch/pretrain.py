@@ -22,6 +22,7 @@ from scaleaudio.errors import RunFailed
 from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import run_folder
 from scaleaudio.launch.monitor import Event, Monitor
+from scaleaudio.launch.probe import check_tasks
 from scaleaudio.launch.worker import train_worker
 from scaleaudio.report.loggers import check_installed
 
@@ -66,8 +67,9 @@ def pretrain(
     clusters.check_engine(config.launch)
     check_installed(config.loggers)
     stream = config.build_stream()
-    _check_probe(config)
-    config = config.model_copy(update={"data": data})
+    probe = config.probe.model_copy(update={"tasks": tuple(map(storage.absolute, config.probe.tasks))})
+    check_tasks(probe)
+    config = config.model_copy(update={"data": data, "probe": probe})
     if config.init_from is not None:
         given["init_from"] = config.init_from
         config = config.model_copy(update={"init_from": storage.absolute(config.init_from)})
@@ -98,15 +100,6 @@ def pretrain(
     if ended["failure"]:
         raise RunFailed(ended["failure"])
     return Outcome(run_url, ended["step"], finished=ended["step"] >= config.schedule.steps)
-
-
-def _check_probe(config: Config) -> None:
-    if config.checkpoint.probe is not None:
-        from scaleaudio.evaluate.split import plan_task
-        from scaleaudio.evaluate.tasks import parse_tasks, read_labels
-
-        for task in parse_tasks([config.checkpoint.probe]):
-            plan_task(task, read_labels(task.table_path))
 
 
 def _run_workers(

@@ -52,6 +52,8 @@ class Progress(_Shown):
             came_from = f"goes on at step {event['step']}" if event["step"] else "starts"
             self._say(f"{event['workers']} worker(s) ready after {event['seconds']:.1f} s; the run {came_from}")
             self._bar.update(self._task, completed=event["step"])
+        elif event["kind"] == "probe":
+            self._say(f"step {event['step']}/{self._num_steps}  probe {event['score']:.3f}")
         elif event["kind"] == "warning":
             self._say(f"[bold yellow]warning:[/] {escape(event['text'])}")
 

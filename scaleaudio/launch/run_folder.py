@@ -21,6 +21,7 @@ _FREE = (
     "launch.",
     "loggers",
     "checkpoint.",
+    "probe.",
     "data.url",
     "data.sources",
     "data.mixture",

@@ -13,13 +13,14 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from scaleaudio import bundle, checkpoint
+from scaleaudio import checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError
 from scaleaudio.launch.reach import from_this_node
+from scaleaudio.launch.probe import is_due, probe
 from scaleaudio.objectives import gather
 from scaleaudio.report.runlog import RunLog, leave_rejects
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
@@ -176,22 +177,24 @@ class _Run:
             last = self.step == config.schedule.steps
             reporting = last or self.step % config.launch.report_every_steps == 0
             saving = last or self.step % config.checkpoint.every_steps == 0
-            if not reporting and not saving:
+            probing = is_due(config.probe, self.step, saving=saving, last=last)
+            if not reporting and not saving and not probing:
                 continue
             failure: str | None = next(filter(None, self._gather(interval.failure())), None)
             if failure:  # before anything is written: a checkpoint must not hold what is not finite
                 return failure
+            stop = False
             if reporting:
                 metrics, stop = self._shared(
                     report.metrics(self._watched(report)) | interval.metrics(config.data.global_batch)
                 )
                 self._publish(report.step, metrics)
                 interval = _Interval()
-                if stop and not last:
-                    self._save()
-                    return None
-            if saving:
-                self._save()
+            score = self._probe() if probing else None
+            if saving or stop:
+                self._save(score)
+            if stop:
+                break
         return None
 
     def close(self) -> None:
@@ -250,13 +253,13 @@ class _Run:
             dist.all_gather_object(values, value)
         return values
 
-    def _save(self) -> None:
+    def _save(self, score: float | None = None) -> None:
         began = time.perf_counter()
         rejects = [pair for part in self._gather(self._rejects) for pair in part]
         self._rejects = []
         # Rank 0 alone writes what a checkpoint says of itself, and alone reads the whole index for it.
         fingerprint = self._stream.fingerprint() if self._engine.world.rank == 0 else {}
-        meta = checkpoint.Meta(self.step, self._tree, fingerprint, score=self._probe())
+        meta = checkpoint.Meta(self.step, self._tree, fingerprint, score=score)
         if self._log is not None:  # before the checkpoint: it must not know of steps that the log has lost
             self._log.add_rejects(sorted(rejects, key=lambda pair: pair[0]))
             self._log.flush()
@@ -266,16 +269,12 @@ class _Run:
         self.post(kind="checkpoint", step=self.step, url=url, seconds=time.perf_counter() - began)
 
     def _probe(self) -> float | None:
-        """The kNN score on the held-out folder, by rank 0. A collective: the weights may lie spread over the ranks."""
-        if self._config.checkpoint.probe is None:
-            return None
+        """The score on the labelled folders, by rank 0. A collective: the weights may lie spread over the ranks."""
+        began = time.perf_counter()
         tensors = {name: tensor.cpu() for name, tensor in self._engine.tensors()}
         if self._log is None:
             return None
-        from scaleaudio.evaluate import evaluate, parse_tasks  # scikit-learn: seconds that only a probe is worth
-
-        encoder = bundle.from_tensors(self._tree, tensors, self.step)
-        results = evaluate({"run": encoder}, parse_tasks([self._config.checkpoint.probe]), linear=False)
-        score = results.scores[0].score
-        self._log.write(self.step - 1, {"probe/knn": score})
-        return score
+        scores = probe(self._config.probe, self._tree, tensors, self.step, self._engine.device)
+        self._log.write(self.step - 1, scores)
+        self.post(kind="probe", step=self.step, score=scores["probe/score"], seconds=time.perf_counter() - began)
+        return scores["probe/score"]

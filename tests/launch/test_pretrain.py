@@ -29,7 +29,7 @@ from scaleaudio.report.runlog import read_events, read_metrics
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
-STEPS, EVERY, REPORT = 60, 5, 2
+STEPS, EVERY, REPORT, PROBE = 60, 5, 2, 25
 # What compares clips with each other is taken over the clips of each worker, so it depends on their number.
 OF_ALL_CLIPS = ("loss", "grad_norm", "learning_rate", "similarity/positive", "similarity/negative", "negatives/valid")
 
@@ -49,16 +49,18 @@ class Ran:
 
 def learned(run_url: str) -> dict[int, dict[str, float]]:
     """By step, the metrics that depend on nothing but what was learned."""
-    return {record["step"]: {name: record[name] for name in OF_ALL_CLIPS} for record in read_metrics(run_url)}
+    steps = [record for record in read_metrics(run_url) if "loss" in record]
+    return {record["step"]: {name: record[name] for name in OF_ALL_CLIPS} for record in steps}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The tiny run by the command line, from its first step to its last."""
+def undisturbed(tiny_tree: dict[str, Any], clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The tiny run by the command line, probed now and then, from its first step to its last."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_tree))
     url = str(folder / "run")
-    code, printed, said = command("pretrain", str(folder / "tiny.yaml"), "checkpoint.keep_last=100", "--out", url)
+    keys = ("checkpoint.keep_last=100", f"probe.tasks=['{clips}:pitch']", f"probe.every_steps={PROBE}")
+    code, printed, said = command("pretrain", str(folder / "tiny.yaml"), *keys, "--out", url)
     assert code == 0, said
     return Ran(url, printed=printed)
 
@@ -86,7 +88,7 @@ def test_the_run_folder_holds_the_resolved_config_with_measured_constants(undist
 
 
 def test_every_report_step_is_logged_once_and_is_finite(undisturbed: Ran) -> None:
-    records = read_metrics(undisturbed.url)
+    records = [record for record in read_metrics(undisturbed.url) if "loss" in record]
     assert [record["step"] for record in records] == list(range(REPORT - 1, STEPS, REPORT))
     assert all(math.isfinite(value) for record in records for value in record.values())
     assert all(record["clips_per_second"] > 0 for record in records)
@@ -96,7 +98,7 @@ def test_every_report_step_is_logged_once_and_is_finite(undisturbed: Ran) -> Non
 
 
 def test_events_tell_the_run_from_start_to_end(undisturbed: Ran) -> None:
-    events = [event for event in read_events(undisturbed.url) if event["kind"] != "warning"]
+    events = [event for event in read_events(undisturbed.url) if event["kind"] not in ("warning", "probe")]
     steps = [("checkpoint", step) for step in range(EVERY, STEPS + 1, EVERY)]
     assert [(event["kind"], event["step"]) for event in events] == [("started", 0), *steps, ("ended", STEPS)]
     assert events[0]["workers"] == 2 and events[-1]["failure"] is None
@@ -106,7 +108,21 @@ def test_tensorboard_shows_what_metrics_jsonl_says(undisturbed: Ran) -> None:
     board = EventAccumulator(str(Path(undisturbed.url) / "tensorboard"))
     board.Reload()
     seen = {scalar.step: scalar.value for scalar in board.Scalars("loss")}
-    assert seen == pytest.approx({record["step"]: record["loss"] for record in read_metrics(undisturbed.url)})
+    logged = [record for record in read_metrics(undisturbed.url) if "loss" in record]
+    assert seen == pytest.approx({record["step"]: record["loss"] for record in logged})
+
+
+def test_the_probe_is_taken_at_its_steps_and_the_last_and_told_everywhere(undisturbed: Ran) -> None:
+    steps = [*range(PROBE, STEPS, PROBE), STEPS]
+    scores = {record["step"] + 1: record["probe/score"] for record in read_metrics(undisturbed.url) if len(record) == 3}
+    assert list(scores) == steps and scores[STEPS] == 1.0  # low and high tones: a task that nobody fails
+    told = [(event["step"], event["score"]) for event in read_events(undisturbed.url) if event["kind"] == "probe"]
+    assert dict(told) == scores and "probe 1.000" in undisturbed.printed
+    board = EventAccumulator(str(Path(undisturbed.url) / "tensorboard"))
+    board.Reload()
+    assert [scalar.step + 1 for scalar in board.Scalars("probe/score")] == steps
+    kept = {meta.step: meta.score for meta in map(checkpoint.read_meta, checkpoint.list_checkpoints(undisturbed.url))}
+    assert kept[PROBE] == scores[PROBE] and kept[STEPS] == scores[STEPS] and kept[EVERY] is None
 
 
 def test_checkpoints_come_in_parts_by_both_workers_and_load_as_an_encoder(undisturbed: Ran) -> None:
