@@ -177,6 +177,27 @@ def newest(run_url: str) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
     return None
 
 
+def copy_newest(from_run_url: str, run_url: str) -> int:
+    """The newest whole checkpoint of one run as the first of another; gives its step.
+
+    Raises:
+        InputError: when there is none.
+    """
+    for url in reversed(list_checkpoints(from_run_url)):
+        place = storage.join(run_url, "checkpoints", f"step-{step_of(url):08d}")
+        try:
+            meta = read_meta(url)
+            for part in meta.parts:
+                data = storage.read_bytes(storage.join(url, part.name))
+                if hashlib.sha256(data).hexdigest() == part.sha256:
+                    storage.write_atomic(storage.join(place, part.name), data)
+        except TORN:  # or pruned a moment ago, since its run goes on
+            continue
+        storage.write_atomic(storage.join(place, "meta.json"), json.dumps(asdict(meta), indent=1).encode())
+        return meta.step
+    raise InputError(f"{from_run_url}: no checkpoint is whole, so there is nothing to go on from")
+
+
 def prune(run_url: str, keep_last: int, keep_best: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints and the `keep_best` with the highest score."""
     urls = list_checkpoints(run_url)

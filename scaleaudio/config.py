@@ -127,6 +127,15 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     Raises:
         InputError: naming the file and the key, what was expected, and the nearest known key.
     """
+    return validate(override(read_tree(path), overrides or {}), str(path))
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML file, not yet checked.
+
+    Raises:
+        InputError: when it cannot be read, or holds no keys.
+    """
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -135,7 +144,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of keys such as `name:` and `data:`, got {type(tree).__name__}")
-    return validate(override(tree, overrides or {}), str(path))
+    return tree
 
 
 def validate(tree: Mapping[str, Any], source: str) -> Config:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from scaleaudio.config import Config
 from scaleaudio.data.build import BuildConfig
+from scaleaudio.sweep import SweepConfig
 
 _INTRO = """# Configuration
 
@@ -35,19 +36,19 @@ _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", t
 
 def reference(prefix: str = "") -> str:
     """The whole reference, or only the parts whose dotted name begins with `prefix`; "" where there is none."""
-    sections = [*_sections(Config), _Section("shards build", BuildConfig)]
+    sections = [*_sections(Config), _Section("sweep", SweepConfig), _Section("shards build", BuildConfig)]
     chosen = [_text(at) for at in sections if not prefix or f"{at.name}.".startswith(f"{prefix}.")]
     return "\n".join(chosen if prefix else [_INTRO, *chosen])
 
 
 def part_names() -> list[str]:
     """The dotted names that `reference` knows."""
-    return list(dict.fromkeys(at.name for at in _sections(Config) if at.name))
+    return [*dict.fromkeys(at.name for at in _sections(Config) if at.name), "sweep"]
 
 
 def undescribed() -> list[str]:
     """Dotted names of the keys whose meaning is nowhere said."""
-    sections = [*_sections(Config), _Section("shards build", BuildConfig)]
+    sections = [*_sections(Config), _Section("sweep", SweepConfig), _Section("shards build", BuildConfig)]
     return [_dotted(at.name, key) for at in sections for key, info in _fields(at) if not _meaning(info, f".{key}")]
 
 

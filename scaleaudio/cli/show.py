@@ -1,4 +1,4 @@
-"""Verbs that show things: show negatives, show lanes, show keys, show run."""
+"""Verbs that show things: show negatives, show lanes, show keys, show run, show sweep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scaleaudio.cli.app import Overrides, show_app
+from scaleaudio.cli.app import Overrides, print_table, show_app
 from scaleaudio.errors import InputError
 
 
@@ -103,3 +103,19 @@ def show_run(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(run_page(histories), encoding="utf-8")
     print(path)
+
+
+@show_app.command("sweep")
+def show_sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="folder or URL of a sweep, also while it runs")],
+) -> None:
+    """Print the trials of a sweep as they stand, and draw their scores anew against both strengths."""
+    from scaleaudio.data import storage
+    from scaleaudio.report.sweep import sweep_table
+    from scaleaudio.report.trials import read_trials
+    from scaleaudio.sweep.results import PICTURE, read_views, write_pictures
+
+    views, trials = read_views(sweep), read_trials(sweep)
+    print_table(sweep_table(trials))
+    write_pictures(sweep, trials, views)
+    print(storage.join(sweep, PICTURE))

@@ -1,4 +1,4 @@
-"""Verbs that train: pretrain."""
+"""Verbs that train: pretrain, sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scaleaudio.cli.app import Overrides, app
+from scaleaudio.cli.app import Overrides, app, print_table
 
 
 @app.command()
@@ -38,3 +38,31 @@ def pretrain(
         )
     state = "finished" if outcome.finished else "stopped; the same command goes on"
     print(f"{state} at step {outcome.step}: {outcome.run_url}")
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML file of an experiment, maybe with a part `sweep`")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="the sweep's name instead of the config's")] = None,
+    out: Annotated[str | None, typer.Option(help="folder or URL instead of sweeps/NAME")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="delete the sweep and start anew")] = False,
+) -> None:
+    """Try values of config keys (by default both strengths) against the baseline; goes on where it was stopped."""
+    from scaleaudio.config import parse_overrides
+    from scaleaudio.data import storage
+    from scaleaudio.launch.sweep import sweep as run
+    from scaleaudio.launch.trials_progress import TrialsProgress
+    from scaleaudio.report.sweep import sweep_table
+    from scaleaudio.sweep import load_sweep
+    from scaleaudio.sweep.results import PICTURE, TEXT, WINNER
+
+    plan = load_sweep(config, parse_overrides(overrides or []) | ({"name": name} if name else {}))
+    url = out or f"sweeps/{plan.base.name}"
+    with TrialsProgress(1 + plan.num_trials + 2 * plan.sweep.repeats, plan.base.schedule.steps) as progress:
+        records = run(plan, url, fresh=fresh, on_event=progress.on_event, debug=bool(context.obj))
+    print_table(sweep_table(records))
+    stopped = not all(record.ended for record in records)
+    print("stopped; the same command goes on" if stopped else f"scaleaudio pretrain {storage.join(url, WINNER)}")
+    print(f"{storage.join(url, TEXT)}, {storage.join(url, PICTURE)}")

@@ -76,6 +76,14 @@ def workers(config: LaunchConfig, num_lanes: int) -> tuple[int, bool]:
     return num_workers, use_gpu
 
 
+def slots(config: LaunchConfig, num_workers: int, use_gpu: bool) -> int:
+    """How many runs of `num_workers` workers each the cluster has room for as it is now, at least one."""
+    each = per_worker(config, use_gpu)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = sum(int(min(has.get(name, 0) / need for name, need in each.items())) for has in machines)
+    return max(1, fitting // num_workers)
+
+
 def check_engine(config: LaunchConfig) -> None:
     """Raises InputError where the engine that the config asks for is not installed."""
     if config.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:

@@ -43,6 +43,7 @@ def pretrain(
     fresh: bool = False,
     max_hours: float | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
+    stop_asked: Callable[[], bool] = lambda: False,
     debug: bool = False,
 ) -> Outcome:
     """Trains `config` in the run folder `run_url`, going on where its newest checkpoint is.
@@ -52,7 +53,8 @@ def pretrain(
         run_url: a path or URL that all workers reach.
         fresh: delete what the run folder holds and start anew.
         max_hours: write a checkpoint and stop after that time.
-        on_event: gets what the workers tell: kinds started, metrics, checkpoint, warning, ended.
+        on_event: gets what the workers tell: kinds started, metrics, probe, checkpoint, warning, ended.
+        stop_asked: once it says so, a checkpoint is written and the run stops, as after a first Ctrl-C.
         debug: show Ray's and the workers' logs.
 
     Raises:
@@ -62,6 +64,7 @@ def pretrain(
     began = time.time()
     given = {"the run folder": run_url}
     given |= {f"data.sources.{name}" if name else "data.url": url for name, url in config.data.urls.items()}
+    given |= {f"probe.tasks {place}": task for place, task in enumerate(config.probe.tasks)}
     run_url = storage.absolute(run_url)
     data = config.data.located(storage.absolute)
     clusters.check_engine(config.launch)
@@ -96,14 +99,20 @@ def pretrain(
                 storage.delete_tree(run_url)
             run_folder.begin(config, run_url, _environment())
             stop_at = None if max_hours is None else began + 3600 * max_hours
-            ended = _run_workers(config, placement, {"run_url": run_url, "began": began, "stop_at": stop_at}, on_event)
+            ended = _run_workers(
+                config, placement, {"run_url": run_url, "began": began, "stop_at": stop_at}, on_event, stop_asked
+            )
     if ended["failure"]:
         raise RunFailed(ended["failure"])
     return Outcome(run_url, ended["step"], finished=ended["step"] >= config.schedule.steps)
 
 
 def _run_workers(
-    config: Config, placement: tuple[int, bool], settings: dict[str, Any], on_event: Callable[[Event], None]
+    config: Config,
+    placement: tuple[int, bool],
+    settings: dict[str, Any],
+    on_event: Callable[[Event], None],
+    stop_asked: Callable[[], bool],
 ) -> Event:
     """Trains on the cluster that is connected; gives the event that the workers ended with."""
     import ray
@@ -134,9 +143,9 @@ def _run_workers(
             ended.update(event)
         on_event(event)
 
-    with _following(monitor, keep_last):
+    with following(monitor, keep_last, stop_asked):
         try:
-            _in_thread(trainer.fit)
+            in_thread(trainer.fit)
         except TrainingFailedError as error:
             raise RunFailed(ended.get("failure") or _reason(error)) from error
     if not ended:
@@ -145,14 +154,17 @@ def _run_workers(
 
 
 @contextmanager
-def _following(monitor: Any, on_event: Callable[[Event], None]) -> Iterator[None]:
+def following(monitor: Any, on_event: Callable[[Event], None], stop_asked: Callable[[], bool]) -> Iterator[None]:
     """Passes the workers' events on while the block runs; SIGINT and SIGTERM ask the run to stop in good order."""
     import ray
 
     over = threading.Event()
 
     def follow() -> None:
+        asked = False
         while not over.wait(0.3):
+            if not asked and (asked := stop_asked()):
+                monitor.request_stop.remote()
             for event in ray.get(monitor.collect.remote()):
                 on_event(event)
 
@@ -176,7 +188,7 @@ def _following(monitor: Any, on_event: Callable[[Event], None]) -> Iterator[None
             on_event(event)
 
 
-def _in_thread(function: Callable[[], Any]) -> Any:
+def in_thread(function: Callable[[], Any]) -> Any:
     """The function's result; run in a thread, so that signals reach us and not Ray's own handler, which aborts."""
     outcome: dict[str, Any] = {}
 

@@ -17,7 +17,7 @@ ENVIRONMENT = "environment.json"
 
 # How the run is carried out, not what it learns: may differ when a run goes on.
 # Sources and mixture are for the stream's fingerprint to judge: they may change from a later step on.
-_FREE = (
+FREE = (
     "launch.",
     "loggers",
     "checkpoint.",
@@ -50,7 +50,7 @@ def resume_config(config: Config, run_url: str) -> Config:
         measured = {"mean": saved.frontend.mean, "std": saved.frontend.std}
         config = config.model_copy(update={"frontend": config.frontend.model_copy(update=measured)})
     changed = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
-    changed = [line for line in changed if not line.startswith(_FREE)]
+    changed = [line for line in changed if not line.startswith(FREE)]
     if changed:
         raise InputError(
             f"{run_url}: holds a run of another config (key: there, now): {'; '.join(changed)}. Set them back, "

@@ -19,8 +19,8 @@ from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError
+from scaleaudio.launch.probe import check_tasks, is_due, probe
 from scaleaudio.launch.reach import from_this_node
-from scaleaudio.launch.probe import is_due, probe
 from scaleaudio.objectives import gather
 from scaleaudio.report.runlog import RunLog, leave_rejects
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
@@ -55,6 +55,8 @@ def _train(settings: dict[str, Any]) -> None:
     _set_up_torch(config, device)
     with from_this_node(settings["run_url"]):
         stream = config.build_stream(world)
+        if world.rank == 0:
+            check_tasks(config.probe)
     if checkpoint.newest_meta(settings["run_url"]) is not None:  # its weights come from there
         engine = _engine(config.model_copy(update={"init_from": None}), world, device)
     else:

@@ -5,6 +5,7 @@ writer knew.
 
     started      workers, seconds (since the driver's start); the run starts or goes on at `step`
     checkpoint   url, seconds
+    probe        score (the mean over the held-out tasks, as in metrics.jsonl), seconds
     fault        fault (a key of FAULTS), what (a sentence: who, where, why); maybe host, rank, pid
     recovery     fault (that it answers), what, lost_steps (taken before the fault and taken again), seconds (from the
                  fault to the first step after it), breakdown (name: seconds, in order, which sum up to it)
