@@ -52,7 +52,17 @@ def export(
     frontend: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="front-end of a .pth file, such as mel_scale=slaney")
     ] = None,
-    state_dict: Annotated[bool, typer.Option(help="also write an AudioNTT's weights in BYOL-A's layout")] = False,
+    state_dict: Annotated[
+        bool, typer.Option("--state-dict", help="also write an AudioNTT's weights in BYOL-A's layout")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also write model.onnx, checked against torch")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="also write model.pt2, a program of torch.export, checked as well")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="also push it to the Hugging Face Hub, which asks for a login"),
+    ] = None,
 ) -> None:
     """Write a self-contained encoder with its model card: `scaleaudio.load(OUT)` needs torch and torchaudio alone."""
     from scaleaudio.config import parse_overrides
@@ -61,4 +71,9 @@ def export(
 
     notes = CardNotes(data, licence, scores, scores_of)
     keys = parse_overrides(frontend or [])
-    print(write(model, local_folder(out), notes, frontend=keys, state_dict=state_dict))
+    extras = {"state_dict": state_dict, "onnx": onnx, "program": program}
+    print(write(model, local_folder(out), notes, frontend=keys, **extras))
+    if push is not None:
+        from scaleaudio.export.hub import push as push_folder
+
+        print(push_folder(out, push))

@@ -20,6 +20,7 @@ from scaleaudio import bundle
 from scaleaudio.embedder import AudioEncoder
 from scaleaudio.errors import InputError
 from scaleaudio.export import evar, xares
+from scaleaudio.export import onnx as graph
 from scaleaudio.export.card import CardNotes, model_card
 from scaleaudio.frontend import FrontendConfig
 
@@ -33,6 +34,8 @@ def export(
     *,
     frontend: Mapping[str, Any] | None = None,
     state_dict: bool = False,
+    onnx: bool = False,
+    program: bool = False,
 ) -> Path:
     """Writes the encoder of `model` to the folder `out`, and gives the folder.
 
@@ -42,19 +45,34 @@ def export(
         notes: what the card says beside what the run knows of itself.
         frontend: keys of the front-end of a .pth file, which does not say what it was trained with.
         state_dict: write STATE_DICT too.
+        onnx: write an ONNX model too.
+        program: write a program of torch.export too.
 
     Raises:
         InputError: no such model, scores of another model, or `out` is a run folder or checkpoint.
+        RunFailed: this encoder cannot be written as one graph; all else is written.
     """
     encoder = _encoder(model, frontend or {})
     name = str(encoder.origin.get("name") or Path(model).stem)
     card = model_card(encoder, notes or CardNotes(), name=name)
     weights = evar.audio_ntt_state_dict(encoder) if state_dict else None
-    folder = bundle.save(encoder, out)
-    _write_text(folder / "README.md", card)
-    _write_text(folder / xares.FILE, xares.class_file(encoder, name))
+    folder = write_folder(encoder, Path(out), name, card)
+    for stale in (STATE_DICT, graph.ONNX_FILE, graph.PROGRAM_FILE):
+        (folder / stale).unlink(missing_ok=True)
     if weights is not None:
         torch.save(weights, folder / STATE_DICT)
+    if onnx:
+        graph.write_onnx(encoder, folder / graph.ONNX_FILE)
+    if program:
+        graph.write_program(encoder, folder / graph.PROGRAM_FILE)
+    return folder
+
+
+def write_folder(encoder: AudioEncoder, out: Path, name: str, card: str | None = None) -> Path:
+    """Writes the files that every exported folder has; without a card, one that says what the encoder knows."""
+    folder = bundle.save(encoder, out)
+    _write_text(folder / "README.md", card or model_card(encoder, CardNotes(), name=name))
+    _write_text(folder / xares.FILE, xares.class_file(encoder, name))
     return folder
 
 
