@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from scaleaudio.cli.app import Overrides, app, print_table
+from scaleaudio.errors import RunFailed
 
 
 @app.command()
@@ -22,22 +23,32 @@ def pretrain(
 ) -> None:
     """Pre-train one encoder, on this machine or on the cluster of RAY_ADDRESS; goes on where it was stopped."""
     from scaleaudio.config import load, parse_overrides
+    from scaleaudio.launch.account import Account, next_commands
     from scaleaudio.launch.pretrain import pretrain as run
     from scaleaudio.launch.progress import Progress
 
     changes = parse_overrides(overrides or []) | ({"name": name} if name else {})
     loaded = load(config, changes)
+    url, account = out or f"runs/{loaded.name}", Account()
     with Progress(loaded.schedule.steps) as progress:
-        outcome = run(
-            loaded,
-            out or f"runs/{loaded.name}",
-            fresh=fresh,
-            max_hours=max_hours,
-            on_event=progress.on_event,
-            debug=bool(context.obj),
-        )
+
+        def on_event(event: dict[str, Any]) -> None:
+            progress.on_event(event)
+            account.on_event(event)
+
+        try:
+            outcome = run(loaded, url, fresh=fresh, max_hours=max_hours, on_event=on_event, debug=bool(context.obj))
+        except RunFailed:
+            _tell([*account.went(), f"what happened: {next(next_commands(url, finished=False))}"])
+            raise
+    _tell([*account.went(), *(f"next: {command}" for command in next_commands(url, finished=outcome.finished))])
     state = "finished" if outcome.finished else "stopped; the same command goes on"
     print(f"{state} at step {outcome.step}: {outcome.run_url}")
+
+
+def _tell(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch import run_folder
 from scaleaudio.launch.monitor import Event, Monitor
 from scaleaudio.launch.probe import check_tasks
+from scaleaudio.launch.provenance import provenance
 from scaleaudio.launch.worker import train_worker
 from scaleaudio.report.loggers import check_installed
 
@@ -228,5 +229,6 @@ def _environment() -> dict[str, Any]:
         "ray": ray.__version__,
         "platform": platform.platform(),
         "nodes": sum(1 for node in ray.nodes() if node["Alive"]),
+        **provenance(),
         "resources": {name: amount for name, amount in ray.cluster_resources().items() if ":" not in name},
     }

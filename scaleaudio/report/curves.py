@@ -36,10 +36,10 @@ class Wanted:
     threshold: tuple[float, str] | None = None
 
 
+_PROBE = "probe/"
 _SIMILAR = {"positive": ("positive", "c2"), "negative": ("negative", "c1"), "others": ("other clips", "c6")}
 WANTED = (
     Wanted("Learning", "Loss", {"loss": ("loss", "c0")}, "It depends on the strength, so it chooses nothing."),
-    Wanted("Learning", "Held-out probe", {"probe/knn": ("kNN", "c0")}, "checkpoint.probe, at each checkpoint."),
     Wanted(
         "Learning",
         "Similarity in the projection",
@@ -130,6 +130,13 @@ def charts_of_one(series: Mapping[str, Series]) -> Iterator[tuple[str, Chart]]:
         )
         if lines:
             yield wanted.group, _chart(wanted, wanted.title, lines)
+    if probes := [name for name in series if name.startswith(_PROBE)]:
+        shown = enumerate(sorted(probes, key=lambda name: (name != "probe/score", name)))
+        lines = tuple(
+            Line(name.removeprefix(_PROBE), COLOURS[number % len(COLOURS)], binned(series[name], NUM_BINS))
+            for number, name in shown
+        )
+        yield "Learning", Chart("Held-out probe", lines, "Accuracy on labelled clips.")
     if any(name.startswith(_FAMILY) for name in series):
         yield "Adversary", families(series, "What the adversary chose")
     for number, name in enumerate(_others(series)):
@@ -154,6 +161,8 @@ def charts_of_many(runs: Mapping[str, Mapping[str, Series]]) -> Iterator[tuple[s
     for run, series in runs.items():
         if any(name.startswith(_FAMILY) for name in series):
             yield "Adversary", families(series, f"What the adversary chose: {run}")
+    for name in sorted({name for series in runs.values() for name in series if name.startswith(_PROBE)}):
+        yield "Learning", Chart(f"Held-out probe: {name.removeprefix(_PROBE)}", lines(name))
     for name in sorted({name for series in runs.values() for name in _others(series)}):
         yield "Others", Chart(name, lines(name))
 
@@ -189,7 +198,7 @@ def _on(grid: Bins, bins: Bins) -> Bins:
 
 def _others(series: Mapping[str, Series]) -> list[str]:
     known = {name for wanted in WANTED for name in wanted.names}
-    return sorted(name for name in series if name not in known and not name.startswith(_FAMILY))
+    return sorted(name for name in series if name not in known and not name.startswith((_FAMILY, _PROBE)))
 
 
 def marks(events: Sequence[Mapping[str, Any]]) -> list[Mark]:

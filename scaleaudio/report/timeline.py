@@ -82,10 +82,10 @@ def figures(history: History, state: State) -> Iterator[tuple[str, str, str]]:
     """The run's figures, each with its name and a remark."""
     done = f"of {state.steps:,}" if state.steps else ""
     yield "step", f"{state.step:,}", done
-    for name, title in (("loss", "loss"), ("probe/knn", "kNN probe"), ("embedding/rank", "effective rank")):
+    titles = {"loss": "loss", "probe/score": "probe", "probe/knn": "kNN probe", "embedding/rank": "effective rank"}
+    for name, title in titles.items():
         if (value := _last(history, name)) is not None:
-            best = f"best {short(_best(history, name))}" if name == "probe/knn" else ""
-            yield title, short(value), best
+            yield title, short(value), f"best {short(_best(history, name))}" if name.startswith("probe/") else ""
     if (speed := _recent(history, "clips_per_second")) is not None:
         yield "clips/s", short(speed), "of late"
     wait, seconds = _recent(history, "data_wait_seconds"), _recent(history, "step_seconds")
@@ -131,7 +131,7 @@ def happenings(events: Sequence[Mapping[str, Any]]) -> Iterator[Happened]:
             yield _checkpoints(saved)
             saved = []
         if event:
-            yield Happened(clock(event.get("time")), _step(event), str(event.get("kind")), _words(event), _parts(event))
+            yield Happened(clock(event.get("time")), _step(event), str(event.get("kind")), words(event), _parts(event))
 
 
 def _checkpoints(saved: Sequence[Mapping[str, Any]]) -> Happened:
@@ -141,14 +141,18 @@ def _checkpoints(saved: Sequence[Mapping[str, Any]]) -> Happened:
     return Happened(clock(saved[-1].get("time")), _step(saved[-1]), "checkpoint", text + (took if seconds else ""))
 
 
-def _words(event: Mapping[str, Any]) -> str:
+def words(event: Mapping[str, Any]) -> str:
+    """What one event says."""
     kind, what = event.get("kind"), str(event.get("what") or "")
     if kind == "started":
-        after = f", ready after {short(float(event['seconds']))} s" if _is_number(event.get("seconds")) else ""
+        after = f" ready after {float(event['seconds']):.1f} s" if _is_number(event.get("seconds")) else ""
         begins = f"goes on at step {_step(event):,}" if _step(event) else "starts"
-        return f"{begins} with {event.get('workers', '?')} worker(s){after}"
+        return f"{event.get('workers', '?')} worker(s){after}; the run {begins}"
     if kind == "ended":
-        return str(event["failure"]) if event.get("failure") else "ended in good order"
+        why = f" ({event['reason']})" if event.get("reason") else ""
+        return str(event["failure"]) if event.get("failure") else f"ended in good order{why}"
+    if kind == "probe" and _is_number(event.get("score")):
+        return f"step {_step(event):,}: held-out probe {float(event['score']):.3f}"
     if kind == "fault":
         known: Mapping[Any, str] = FAULTS
         name = known.get(event.get("fault"), str(event.get("fault")))
