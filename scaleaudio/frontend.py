@@ -125,9 +125,20 @@ class Frontend(nn.Module):
         missing = self._min_samples - wave_BT.shape[-1]
         if missing > 0:
             wave_BT = nn.functional.pad(wave_BT, (0, missing))
-        log_mel_BFS = (self.mel(wave_BT) + _EPS).log()
+        log_mel_BFS = (self._mel(wave_BT) + _EPS).log()
         normalised_BFS: Tensor = (log_mel_BFS - self.mean) / self.std
         return normalised_BFS
+
+    def _mel(self, wave_BT: Tensor) -> Tensor:
+        """What `self.mel` gives, in less time: that one writes all complex numbers anew to turn them around."""
+        shape = self.mel.spectrogram
+        beside = shape.n_fft - shape.win_length
+        window_T = nn.functional.pad(shape.window, (beside // 2, beside - beside // 2))
+        padded_BT = nn.functional.pad(wave_BT, (shape.n_fft // 2, shape.n_fft // 2), mode="reflect")
+        spectrum_BSQ = torch.fft.rfft(padded_BT.unfold(1, shape.n_fft, shape.hop_length) * window_T)
+        power_BSQ = spectrum_BSQ.real.square().addcmul_(spectrum_BSQ.imag, spectrum_BSQ.imag)
+        mel_BFS: Tensor = (power_BSQ @ self.mel.mel_scale.fb).mT
+        return mel_BFS
 
 
 def _slaney_mel(hz: float) -> float:

@@ -42,9 +42,7 @@ def bench_loader(
     from scaleaudio.bench.loader import LoaderScale, loader_table
     from scaleaudio.bench.loader import bench_loader as measure
 
-    if not all(number.isdecimal() and int(number) for number in workers.split(",")):
-        raise InputError(f"--workers {workers}: expected numbers from 1 on with commas between, as 1,2,4")
-    numbers = tuple(map(int, workers.split(",")))
+    numbers = _numbers("--workers", workers)
     scale = LoaderScale(
         url=url, shards=shards, workers=numbers, crop_seconds=crop_seconds, seconds=seconds, repeats=repeats
     )
@@ -115,14 +113,14 @@ def bench_scaling(
     from scaleaudio.bench import cluster, scaling
     from scaleaudio.config import load, parse_overrides
 
-    if not workers.startswith("1,") or not all(number.isdecimal() and int(number) for number in workers.split(",")):
+    numbers = _numbers("--workers", workers)
+    if numbers[0] != 1 or len(numbers) < 2:
         raise InputError(f"--workers {workers}: expected 1 and then other numbers with commas between, as 1,2,4")
     loaded = load(config, parse_overrides(overrides or []))
     assumed = cluster.Assumed(
         clips_per_gpu=clips_per_gpu, step_ms=step_ms, gigabytes_per_second=gigabytes_per_second, latency_us=latency_us
     )
     with _bar() as on_done:
-        numbers = tuple(map(int, workers.split(",")))
         measured = scaling.measure(
             loaded, loaded.data, loaded.optimizer, workers=numbers, rounds=rounds, on_done=on_done
         )
@@ -134,6 +132,46 @@ def bench_scaling(
     )
     if not as_json:
         print_table(cluster.table(projected, assumed), width=150)
+
+
+@bench_app.command("memory")
+def bench_memory(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    devices: Annotated[str, typer.Option(help="numbers of devices")] = "1,8,64",
+    clips: Annotated[int, typer.Option(min=1, help="clips of which a device keeps activations")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """What each device has to hold at every ZeRO stage, by tensor bytes; nothing of that size is made."""
+    from scaleaudio.bench import memory
+    from scaleaudio.config import load, parse_overrides
+
+    loaded = load(config, parse_overrides(overrides or []))
+    _show(memory.memory(loaded, devices=_numbers("--devices", devices), clips=clips), memory.table, as_json)
+
+
+@bench_app.command("launch")
+def bench_launch(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    workers: Annotated[str, typer.Option(help="numbers of workers")] = "1,2",
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is started, in turns")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """From the command to the first step: by stages, beside the imports and the Ray that it consists of."""
+    from scaleaudio.config import load, parse_overrides
+    from scaleaudio.launch import start
+
+    loaded = load(config, parse_overrides(overrides or []))
+    with _bar() as on_done:
+        result = start.bench_launch(loaded, workers=_numbers("--workers", workers), rounds=rounds, on_done=on_done)
+    _show(result, start.table, as_json)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    if not all(number.isdecimal() and int(number) for number in text.split(",")):
+        raise InputError(f"{option} {text}: expected numbers from 1 on with commas between, as 1,2,4")
+    return tuple(map(int, text.split(",")))
 
 
 @contextmanager
