@@ -53,7 +53,7 @@ def _print_list(recipes: list[Recipe]) -> None:
 
 
 def _print_card(recipe: Recipe) -> None:
-    counts = ", ".join(f"{part or 'in no split'}: {count:,}" for part, count in recipe.expected.items())
+    counts = ", ".join(f"{part or 'in none'}: {count:,}" for part, count in recipe.expected.items())
     lines = {
         "task": recipe.task,
         "get it": recipe.url,

@@ -33,8 +33,9 @@ class Recipe:
         metric: what results are reported in.
         columns: of labels.csv after `filename`.
         rows: a row for each clip that the data set has by its own tables, with `filename` below the unpacked folder.
-        expected: official number of clips by split or fold; empty where none is published.
+        expected: official number of clips by `counted`; empty where none is published.
         num_labels: official number of classes in the column `label`; 0 where it has none.
+        counted: the column whose values the official numbers belong to.
     """
 
     name: str
@@ -51,13 +52,15 @@ class Recipe:
     rows: Callable[[Tree], Iterable[Row]]
     expected: Mapping[str, int] = field(default_factory=dict)
     num_labels: int = 0
+    counted: str = "split"
 
 
 class Tree:
     """The files of an unpacked data set, and the tables that lie loose beside its archives.
 
     Attributes:
-        sizes: bytes of each file by its path below the root, "/" between folders; hidden ones are left out.
+        sizes: bytes of each file by its path below the root, "/" between folders; hidden ones are left out, and
+            those whose name is no UTF-8.
     """
 
     def __init__(self, root: Path, beside: Path | None = None, *, outside: Path | None = None) -> None:
@@ -141,4 +144,5 @@ def split_by_hash(group: str, *, val: float = 0.1, test: float = 0.2) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    no_text = any("\ud800" <= char <= "\udfff" for char in name)
+    return no_text or any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -38,6 +38,7 @@ RECIPE = Recipe(
     metric="accuracy, mean of the folds",
     columns=("label", "fold", "group", "esc10"),
     rows=_rows,
+    counted="fold",
     expected={str(fold): 400 for fold in range(1, 6)},
     num_labels=50,
 )

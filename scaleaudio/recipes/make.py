@@ -14,12 +14,13 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 import soundfile
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scaleaudio.data import storage
@@ -36,7 +37,7 @@ class Made:
 
     Attributes:
         out: the labelled folder.
-        parts: clips by split or fold, with the official number where there is one.
+        parts: clips by fold, split or subset, with the official number where there is one.
         num_labels: classes in the column `label`.
         warnings: what is missing or was refused, a line each.
     """
@@ -61,12 +62,15 @@ def make(recipe: Recipe, src: Path, out: Path, *, progress: bool = False) -> Mad
         InputError: `src` is not that data set, an archive is damaged, or `out` holds something else.
         OSError: `out` cannot be written.
     """
+    if src.resolve() == out.resolve():
+        raise InputError(f"{out}: is the source itself; give another folder to write to, such as {out}/labelled")
     archives = _archives(recipe, src, out)
     _claim(recipe, src, out, linked=not archives)
     warnings = _unpack(archives, src, out / _AUDIO, progress) if archives else _link(recipe, src, out)
     beside = src if src.is_dir() else None
-    tree = Tree(out / _AUDIO, beside if archives else None, outside=out if not archives else None)
-    rows, missing = _rows(recipe, tree, src)
+    with Console(stderr=True).status("listing files") if progress else nullcontext():
+        tree = Tree(out / _AUDIO, beside if archives else None, outside=out if not archives else None)
+        rows, missing = _rows(recipe, tree, src)
     _check_audio(recipe, tree, rows[0])
     for row in rows:
         row["filename"] = f"{_AUDIO}/{row['filename']}"
@@ -180,7 +184,7 @@ def _check_audio(recipe: Recipe, tree: Tree, row: Row) -> None:
 
 
 def _checked(recipe: Recipe, out: Path, rows: list[Row], missing: list[Row], warnings: list[str]) -> Made:
-    column = next((name for name in ("fold", "split") if name in recipe.columns), "")
+    column = recipe.counted
     found = Counter(row.get(column, "") for row in rows)
     names = sorted(found.keys() | recipe.expected.keys(), key=_part_order)
     parts = {f"{column} {name}" if name else "in no split": (found[name], recipe.expected.get(name)) for name in names}
@@ -188,7 +192,7 @@ def _checked(recipe: Recipe, out: Path, rows: list[Row], missing: list[Row], war
     if missing:
         said.append(f"{len(missing)} clips that its tables name are not there: {out / _MISSING}")
     said += [
-        f"{part}: {count} clips; officially there are {official}"
+        f"{part}: {count or 'no'} clips; officially there are {official}"
         for part, (count, official) in parts.items()
         if official is not None and count != official
     ]

@@ -19,9 +19,8 @@ def _rows(tree: Tree) -> Iterator[Row]:
     split = dict.fromkeys(tree.lines("validation_list.txt"), "val") | dict.fromkeys(
         tree.lines("testing_list.txt"), "test"
     )
-    there = [path for path in tree.audio() if not path.parent.name.startswith("_")]
-    names = {f"{path.parent.name}/{path.name}" for path in there if str(path).startswith(base)} | split.keys()
-    for name in names:
+    there = {f"{path.parent.name}/{path.name}": str(path) for path in tree.audio() if path.parent.name[:1] != "_"}
+    for name in split.keys() | {name for name, path in there.items() if path == base + name}:
         word, _, file = name.partition("/")
         yield {
             "filename": base + name,

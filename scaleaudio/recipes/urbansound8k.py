@@ -38,6 +38,7 @@ RECIPE = Recipe(
     metric="accuracy, mean of the folds",
     columns=("label", "fold", "group"),
     rows=_rows,
+    counted="fold",
     expected={str(number): count for number, count in enumerate(_FOLDS, start=1)},
     num_labels=10,
 )

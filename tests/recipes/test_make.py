@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -166,4 +167,22 @@ SPLITS = ["train", "train", "train", "val", "test"]
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_says_what_one_has_to_know(recipe: Recipe) -> None:
     assert recipe.licence and "://" in recipe.url and recipe.gigabytes > 0 and recipe.metric and recipe.protocol
-    assert {"split", "fold"} & set(recipe.columns)
+    assert {"split", "fold"} & set(recipe.columns) and recipe.counted in recipe.columns
+
+
+def test_names_that_are_no_text_are_passed_over(recipe: Recipe, src: Path, tmp_path: Path) -> None:
+    (src / "audio" / os.fsdecode(b"3-\xff.wav")).write_bytes(b"x")
+    assert make(recipe, src, tmp_path / "out").num_clips == 4
+
+
+def test_the_source_itself_is_not_written_to(recipe: Recipe, src: Path) -> None:
+    with pytest.raises(InputError, match="is the source itself"):
+        make(recipe, src, src / "audio" / "..")
+    assert not (src / "labels.csv").exists()
+
+
+def test_parts_that_are_not_there_at_all_are_said(tmp_path: Path) -> None:
+    src = lay_out(tmp_path / "src", ["LibriSpeech/dev-clean/84/121123/84-121123-0000.flac"], {})
+    said = make(RECIPES["librispeech"], src, tmp_path / "out").warnings
+    assert "subset train-other-500: no clips; officially there are 148688" in said
+    assert "subset dev-clean: 1 clips; officially there are 2703" in said
