@@ -11,6 +11,8 @@ import typer
 from scaleaudio.cli.app import app, local_folder, print_table
 from scaleaudio.errors import InputError
 
+_BUILD = "scaleaudio shards build {}/labels.csv SHARDS --where split=train"
+
 if TYPE_CHECKING:
     from scaleaudio.recipes import Recipe
 
@@ -39,7 +41,9 @@ def recipe(
         print(f"warning: {warning}", file=sys.stderr)
     parts = ", ".join(f"{part}: {count}" for part, (count, _) in made.parts.items() if count)
     print(f"{made.num_clips} clips, {made.num_labels} labels ({parts}): {out}/labels.csv")
-    print(f"licence: {chosen.licence}. Results in {chosen.metric}")
+    print(f"licence: {chosen.licence}. Metric: {chosen.metric}")
+    several = f" --separator '{chosen.separator}'" if chosen.separator else ""
+    print(f"next: scaleaudio evaluate MODEL {out}{several}" if chosen.num_labels else f"next: {_BUILD.format(out)}")
 
 
 def _print_list(recipes: list[Recipe]) -> None:

@@ -71,5 +71,6 @@ RECIPE = Recipe(
     rows=_rows,
     counted="subset",
     expected={"balanced_train": 22_160, "unbalanced_train": 2_041_789, "eval": 20_371},
+    separator=";",
     num_labels=527,
 )

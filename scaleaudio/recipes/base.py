@@ -36,6 +36,7 @@ class Recipe:
         expected: official number of clips by `counted`; empty where none is published.
         num_labels: official number of classes in the column `label`; 0 where it has none.
         counted: the column whose values the official numbers belong to.
+        separator: what stands between the labels of a clip that has several.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recipe:
     expected: Mapping[str, int] = field(default_factory=dict)
     num_labels: int = 0
     counted: str = "split"
+    separator: str = ""
 
 
 class Tree:

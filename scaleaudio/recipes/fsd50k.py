@@ -59,5 +59,6 @@ RECIPE = Recipe(
     columns=("label", "split", "group"),
     rows=_rows,
     expected={"train": 36_796, "val": 4_170, "test": 10_231},
+    separator=";",
     num_labels=200,
 )

@@ -196,7 +196,9 @@ def _checked(recipe: Recipe, out: Path, rows: list[Row], missing: list[Row], war
         for part, (count, official) in parts.items()
         if official is not None and count != official
     ]
-    labels = {label for row in rows for label in row.get("label", "").split(";") if label}
+    cells = {row.get("label", "") for row in rows}
+    several = {label for cell in cells for label in cell.split(recipe.separator)} if recipe.separator else cells
+    labels = several - {""}
     if recipe.num_labels and len(labels) != recipe.num_labels:
         said.append(f"{len(labels)} classes; officially there are {recipe.num_labels}")
     return Made(out, parts, len(labels), tuple(said))
