@@ -3,7 +3,8 @@
     BUNDLE/config.json         the parts of the config that the encoder needs, and what it was trained on
            model.safetensors   front-end constants and encoder weights
 
-A run folder and a checkpoint load as well: the encoder is taken out of the newest checkpoint.
+A run folder and a checkpoint load as well: the encoder is taken out of the newest whole checkpoint, with a warning
+where a newer one was damaged.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ def _read_checkpoint(path: str) -> tuple[Meta, Mapping[str, Tensor]]:
     found = checkpoint.newest(path)
     if found is None:
         raise InputError(f"{path}: no checkpoint in it yet")
-    return found[:2]
+    meta, tensors, passed = found
+    checkpoint.warn_passed_over(passed, f"the one of step {meta.step} is used instead")
+    return meta, tensors
 
 
 def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], step: int) -> AudioEncoder:

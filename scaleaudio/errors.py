@@ -1,4 +1,4 @@
-"""Wrong input, an unusable clip, and a run that failed."""
+"""Wrong input, an unusable clip, a run that failed, and damage that was passed over."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class DecodeError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that stopped for good while it was running; the message says where and why."""
+
+
+class DamageWarning(UserWarning):
+    """Something damaged was passed over, and something else is used instead; the message says what and what."""

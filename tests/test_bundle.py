@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from torch import Tensor
 import scaleaudio
 from scaleaudio import bundle, checkpoint
 from scaleaudio.bundle import AudioEncoder
-from scaleaudio.errors import InputError
+from scaleaudio.cli import main
+from scaleaudio.errors import DamageWarning, InputError
 from scaleaudio.train import OptimizerConfig, PlainEngine
 
 KINDS = [{}, AUDIO_NTT | BYOL]
@@ -60,6 +64,28 @@ def test_a_bundle_a_checkpoint_and_a_run_embed_as_the_task_does_in_eval_mode(
             loaded = scaleaudio.load(path)
             assert torch.equal(loaded(wave_BT), expected)
             assert loaded.step == 2 and not loaded.training and loaded.embedding_dim == expected.shape[1]
+
+
+def test_a_run_whose_newest_checkpoint_is_torn_loads_the_one_before_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the library as a warning, on the command line as one line on stderr."""
+    engine = trained({})
+    tree = json.loads(engine.task.config.model_dump_json())
+    for step in (2, 4):
+        url = checkpoint.save(str(tmp_path / "run"), engine, checkpoint.Meta(step, tree, {}))
+    part = next(Path(url).glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-10])
+    told = r"step-00000004: torn checkpoint passed over .*; the one of step 2 is used instead"
+    for load in (scaleaudio.load, bundle.load_projector):
+        with pytest.warns(DamageWarning, match=told):
+            load(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["scaleaudio", "export", str(tmp_path / "run"), str(tmp_path / "out")])
+    with warnings.catch_warnings(action="default"), pytest.raises(SystemExit, match="0"):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"scaleaudio: warning: .*{told}", line)
+    assert scaleaudio.load(tmp_path / "out").step == 2
 
 
 @pytest.mark.parametrize("changes", KINDS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from servers import away
 from tiny import BYOL, batch, config
 from torch import Tensor
 
@@ -59,7 +63,9 @@ def test_the_newest_is_the_highest_step_and_no_run_has_none(engine: PlainEngine,
 def test_a_folder_without_meta_is_no_checkpoint(engine: PlainEngine, tmp_path: Path) -> None:
     save(tmp_path, engine, 1)
     (save(tmp_path, engine, 2) / "meta.json").unlink()
-    assert newest(tmp_path)[0].step == 1
+    meta, _, passed = newest(tmp_path)
+    assert meta.step == 1
+    assert len(passed) == 1 and "step-00000002: torn checkpoint passed over (no meta.json" in passed[0]
 
 
 def cut(path: Path) -> None:
@@ -165,6 +171,29 @@ def test_checkpoints_in_an_object_store_are_found_again(bucket: str, engine: Pla
         checkpoint.save(bucket, engine, Meta(step, {}, {}))
     checkpoint.prune(bucket, keep_last=1, keep_best=0)
     assert newest(bucket)[0].step == 2 and len(checkpoint.list_checkpoints(bucket)) == 1
+
+
+@pytest.mark.slow  # half a minute, nearly all of it waiting
+def test_storage_that_is_away_for_a_while_is_waited_for(
+    bucket: str, engine: PlainEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither makes a torn checkpoint of a whole one, nor costs the one that is there."""
+    checkpoint.save(bucket, engine, Meta(1, {}, {}))
+    bucket = bucket.replace("/one", "/other")
+    address, port = re.findall(r"endpoint_override=([\d.]+):(\d+)", bucket)[0]
+    with away(int(port)) as behind:
+        url = bucket.replace(f"{address}:{port}", f"127.0.0.1:{behind.port}")
+        monkeypatch.setattr(checkpoint, "PATIENCE_SECONDS", 0.5)
+        with pytest.raises(OSError, match="checkpoint not written"):
+            checkpoint.save(url, engine, Meta(2, {}, {}), patience_seconds=0.5)
+        with pytest.raises(OSError, match="runs"):
+            checkpoint.newest(url)
+        threading.Timer(2, behind.come_back).start()
+        began = time.monotonic()
+        checkpoint.save(url, engine, Meta(3, {}, {}), patience_seconds=60)
+        assert time.monotonic() - began > 1.9
+    assert [checkpoint.step_of(url) for url in checkpoint.list_checkpoints(bucket)] == [1, 3]
+    assert newest(bucket)[0].step == 3 and newest(bucket)[2] == []
 
 
 # Several workers.

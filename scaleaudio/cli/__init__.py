@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 import typer
 
 # In the order of `scaleaudio --help`; importing a module adds its verbs.
 from scaleaudio.cli import bench, data, doctor, evaluate, models, recipes, show, train  # noqa: F401
 from scaleaudio.cli.app import app
-from scaleaudio.errors import InputError, RunFailed
+from scaleaudio.errors import DamageWarning, InputError, RunFailed
+
+_python_shows = warnings.showwarning
 
 
 def main() -> None:
     """Runs the program and turns errors into exit codes and one line."""
+    warnings.showwarning = _show_warning
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -35,6 +39,13 @@ def main() -> None:
         named = str(error) if isinstance(error, RunFailed | OSError) else f"{type(error).__name__}: {error}"
         _fail(RuntimeError(named), 1, debug, cause=error)
     sys.exit(code or 0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    if issubclass(category, DamageWarning):
+        print(f"scaleaudio: warning: {message}", file=sys.stderr)
+    else:
+        _python_shows(message, category, *where, **more)
 
 
 def _fail(error: Exception, code: int, debug: bool, cause: Exception | None = None) -> NoReturn:

@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 import pyarrow as pa
 
+from scaleaudio.data import storage
 from scaleaudio.data.http import NoRanges
 from scaleaudio.errors import InputError
 
@@ -49,6 +50,9 @@ _lock, _threads = threading.Lock(), WeakSet[threading.Thread]()
 
 class WrongShard(OSError):
     """A shard that is not the one that was indexed: reading it again will not help."""
+
+
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, WrongShard, NoRanges)
 
 
 class Patience:
@@ -146,9 +150,9 @@ def _let_end() -> None:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether what `read` raised may be gone after a while: no missing file, no refusal, no server without ranges."""
+    """Whether what `read` raised may be gone after a while: no missing file, refusal, or full disk."""
     cause = error.__cause__ if isinstance(error, InputError) else error
-    if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError | WrongShard | NoRanges):
+    if not isinstance(cause, OSError) or isinstance(cause, _LASTING) or storage.is_full(cause):
         return False
     return not _REFUSED.search(str(cause))
 

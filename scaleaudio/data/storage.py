@@ -275,6 +275,11 @@ def write_atomic(url: str, data: bytes) -> None:
         file.write(data)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because there was no space, or no more was allowed; also where only the text is left."""
+    return getattr(error, "errno", None) in _FULL or any(f"[Errno {number}]" in str(error) for number in _FULL)
+
+
 def delete_tree(url: str) -> None:
     """Removes the file or the folder at `url` with all below it; no error where there is nothing."""
     check_writable(url)

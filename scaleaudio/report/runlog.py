@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from scaleaudio.data import storage
 from scaleaudio.data.index import read_table, write_table
+from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import kind_of
 from scaleaudio.errors import InputError
 from scaleaudio.report.events import EVENTS
@@ -47,14 +49,18 @@ class RunLog:
         start_step: int,
         loggers: Sequence[LoggerConfig] = (TensorBoardLogger(),),
         config: Mapping[str, Any] | None = None,
+        patience_seconds: float = 120.0,
     ) -> None:
         """Takes over what the run has logged of the steps before `start_step`.
+
+        An object store that fails is tried again for `patience_seconds` at each flush.
 
         Raises:
             InputError: when a logger is not installed.
         """
         check_installed(loggers)
         self._url = run_url
+        self._patience = Patience(deadline_seconds=patience_seconds)
         self._scratch = None if storage.is_local(run_url) else tempfile.TemporaryDirectory()
         self._folder = Path(storage.open_url(run_url)[1] if self._scratch is None else self._scratch.name)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,8 @@ class RunLog:
         with (self._folder / EVENTS).open("a") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
         if self._scratch is not None:  # a killed worker flushes nothing more
-            self._copy(self._folder / EVENTS)
+            with suppress(OSError):  # the next flush does it
+                self._copy(self._folder / EVENTS, briefly=True)
 
     def new_warnings(self) -> list[str]:
         """What the loggers have to say since the last call."""
@@ -147,12 +154,13 @@ class RunLog:
                     with suppress(FileNotFoundError):  # loggers' own files come and go
                         self._copy(path)
 
-    def _copy(self, path: Path) -> None:
+    def _copy(self, path: Path, *, briefly: bool = False) -> None:
         """Copies a file to the run folder, unless it is as it was copied last."""
         now = (path.stat().st_mtime_ns, path.stat().st_size)
         if self._copied.get(path) != now:
-            url = storage.join(self._url, path.relative_to(self._folder).as_posix())
-            storage.write_atomic(url, path.read_bytes())
+            url, data = storage.join(self._url, path.relative_to(self._folder).as_posix()), path.read_bytes()
+            write = partial(storage.write_atomic, url, data)
+            self._patience.read(write, remote=True, num_bytes=len(data), briefly=briefly)
             self._copied[path] = now
 
     def close(self) -> None:

@@ -93,6 +93,52 @@ class Gate:
             return True
 
 
+class Away:
+    """A TCP server before another one: it hangs up on everybody until `come_back`."""
+
+    def __init__(self, behind_port: int) -> None:
+        self._behind_port = behind_port
+        self._back = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def come_back(self) -> None:
+        self._back.set()
+
+    def go_away(self) -> None:
+        self._back.clear()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
+            if self._back.is_set():
+                with socket.create_connection(("127.0.0.1", self._behind_port)) as server:
+                    threading.Thread(target=_pour, args=(server, client), daemon=True).start()
+                    while (data := client.recv(1 << 16)) and self._back.is_set():
+                        server.sendall(data)
+
+
+@contextmanager
+def away(behind_port: int) -> Iterator[Away]:
+    """A server that is not there yet, before the one at `behind_port`."""
+    server = Away(behind_port)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 def _pour(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 16):
