@@ -32,6 +32,9 @@ class CheckpointConfig(Settings):
 
     every_steps: Annotated[int, Field(ge=1, description="steps between two checkpoints")] = 500
     keep_last: Annotated[int, Field(ge=1, description="how many of the newest are kept")] = 2
+    patience_seconds: Annotated[
+        float, Field(gt=0, description="how long storage that fails is tried again before that counts as a fault")
+    ] = 300.0
     keep_best: Annotated[int, Field(ge=0, description="how many of the best by the probe are kept besides")] = 1
 
 
@@ -57,6 +60,14 @@ class LaunchConfig(Settings):
         Annotated[int, Field(ge=1)] | Literal["auto"],
         Field(description="processes that train; auto: one a GPU of the cluster, or one where there is none"),
     ] = "auto"
+    min_workers: Annotated[
+        int | None,
+        Field(ge=1, description="with how few the run goes on when machines are lost; null: with all or none"),
+    ] = 1
+    resize_seconds: Annotated[
+        float, Field(ge=0, description="how long fewer workers go on before they make place for more that could be had")
+    ] = 300.0
+    wait_minutes: Annotated[float, Field(ge=0, description="how long to wait for min_workers")] = 30.0
     cpus_per_worker: Annotated[float, Field(gt=0, description="cores that a worker has to itself")] = 1
     engine: Annotated[Literal["deepspeed", "plain"], Field(description="deepspeed, or plain: PyTorch alone")] = (
         "deepspeed"
@@ -70,8 +81,18 @@ class LaunchConfig(Settings):
         ),
     ] = 1
     max_failures: Annotated[
-        int, Field(ge=0, description="times that lost workers are replaced before the run fails")
+        int, Field(ge=0, description="faults in a row, without a new checkpoint between, that the run goes on after")
     ] = 3
+    hang_seconds: Annotated[
+        float, Field(gt=0, description="a worker that makes no progress for so long is ended, and the run goes on")
+    ] = 1200.0
+    not_finite: Annotated[
+        Literal["stop", "skip"],
+        Field(
+            description="what a loss or gradient that is not finite leads to: the end of the run, or a return to the "
+            "newest checkpoint, from where that step is passed over (it counts against max_failures)"
+        ),
+    ] = "stop"
     tf32: Annotated[bool, Field(description="TensorFloat-32 for matrix products on GPUs that have it")] = True
     deterministic: Annotated[bool, Field(description="only kernels that give the same bits every time; slower")] = False
     report_every_steps: Annotated[int, Field(ge=1, description="steps between two lines of metrics")] = 10
@@ -99,6 +120,12 @@ class Config(TaskConfig):
             raise ValueError(
                 f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_clips} clip a "
                 "lane: mixup needs a partner in the lane. Halve data.lanes, or set views.mixup to null."
+            )
+        if self.launch.hang_seconds <= 2 * self.checkpoint.patience_seconds:
+            raise ValueError(
+                f"launch.hang_seconds {self.launch.hang_seconds:g}: expected more than twice "
+                f"checkpoint.patience_seconds ({self.checkpoint.patience_seconds:g}), since a worker may wait for "
+                "storage that long and is not hung."
             )
         if ":" not in self.encoder.kind:  # anyone's own is built by the workers alone
             with torch.device("meta"):

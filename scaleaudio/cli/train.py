@@ -44,6 +44,8 @@ def pretrain(
     _tell([*account.went(), *(f"next: {command}" for command in next_commands(url, finished=outcome.finished))])
     state = "finished" if outcome.finished else "stopped; the same command goes on"
     print(f"{state} at step {outcome.step}: {outcome.run_url}")
+    if outcome.stopped_by == "SIGTERM" and not outcome.finished:
+        raise typer.Exit(143)  # as a scheduler expects of what it ended: 0 would count as done
 
 
 def _tell(lines: list[str]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from scaleaudio.config import Config, dump, validate
 from scaleaudio.data import storage
 from scaleaudio.errors import InputError
+from scaleaudio.launch import lease
 from scaleaudio.trees import differences
 
 CONFIG = "config.yaml"
@@ -20,6 +21,7 @@ ENVIRONMENT = "environment.json"
 FREE = (
     "launch.",
     "loggers",
+    "train.",
     "checkpoint.",
     "probe.",
     "data.url",
@@ -69,8 +71,26 @@ def refuse_foreign(run_url: str, wanted: str) -> None:
     """Raises InputError where there is something that is no run; `wanted` says what it would be taken for."""
     if storage.exists(run_url) and not storage.is_folder(run_url):
         raise InputError(f"{run_url}: a file; expected {wanted}. Give another --out.")
-    if not _is_run(run_url) and storage.list_files(run_url):
+    if not _is_run(run_url) and _files(run_url):
         raise InputError(f"{run_url}: holds files but no run's {CONFIG}, so it is not {wanted}. Give another --out.")
+
+
+def clear(run_url: str) -> None:
+    """Deletes all that the run has left, but not its lease."""
+    for name in sorted({_below(run_url, url).partition("/")[0] for url in _files(run_url)}):
+        storage.delete_tree(storage.join(run_url, name))
+
+
+def _files(run_url: str) -> list[str]:
+    """The run folder's files, as far as they are not a driver's claim to it."""
+    return [url for url in storage.list_files(run_url) if not _below(run_url, url).startswith(f"{lease.FOLDER}/")]
+
+
+def _below(run_url: str, url: str) -> str:
+    """The path of a file inside the run folder."""
+    if storage.is_local(run_url):
+        return url.removeprefix(storage.join(run_url, ""))
+    return url.partition("?")[0].removeprefix(storage.join(run_url, "").partition("?")[0])
 
 
 def _is_run(run_url: str) -> bool:

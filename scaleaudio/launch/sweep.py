@@ -19,9 +19,9 @@ from scaleaudio.data import storage
 from scaleaudio.data.normalise import with_constants
 from scaleaudio.errors import InputError, RunFailed
 from scaleaudio.launch import cluster as clusters
+from scaleaudio.launch.following import following, in_thread
 from scaleaudio.launch.ledger import Ledger, Stage, wanted_trials
 from scaleaudio.launch.monitor import Event, Monitor
-from scaleaudio.launch.pretrain import following, in_thread
 from scaleaudio.launch.probe import check_tasks
 from scaleaudio.launch.run_folder import FREE
 from scaleaudio.report.trials import TrialRecord, read_trials

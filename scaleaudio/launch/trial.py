@@ -114,6 +114,8 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         try:
             tree = trial_tree(self._settings.tree, trial["changes"], number=trial["number"], seed=trial["seed"])
             config = validate(tree, f"trial {trial['number']}")
+            # All or none: fewer workers would grow into the places of other trials.
+            config = config.model_copy(update={"launch": config.launch.model_copy(update={"min_workers": None})})
             if self._origin is not None:
                 self._adopt(config)
             url = run_url(self._settings.sweep_url, self._name)

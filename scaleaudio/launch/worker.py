@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.train
@@ -19,12 +23,16 @@ from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError
+from scaleaudio.launch.lease import check_held
 from scaleaudio.launch.probe import check_tasks, is_due, probe
 from scaleaudio.launch.reach import from_this_node
+from scaleaudio.launch.stop import Back, Stop
+from scaleaudio.launch.watchdog import Watchdog
 from scaleaudio.objectives import gather
+from scaleaudio.report.events import fault
 from scaleaudio.report.runlog import RunLog, leave_rejects
 from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
-from scaleaudio.types import Losses, Reject, World
+from scaleaudio.types import Batch, Losses, Reject, World
 
 _COLLAPSED_STD, _COLLAPSED_RANK = 0.05, 2.0
 _WATCHED_CLIPS = 1024
@@ -34,20 +42,32 @@ def train_worker(settings: dict[str, Any]) -> None:
     """One worker's part of a run, from its newest checkpoint to its last step or until it is asked to stop.
 
     Args:
-        settings: "config" (the resolved config as a tree), "run_url", "monitor" (its handle), and in seconds since
-            the epoch "began" (the driver's start) and "stop_at" (or None).
+        settings: "config" (the resolved config as a tree), "run_url", "monitor" (its handle), "lease" (the URL of the
+            driver's claim), "most_workers" (of the run), "skip" (steps to pass over), "fault" (that ended the workers
+            before these, as `faults.Fault.settings` gives it with "found_at", or None), and in seconds since the epoch
+            "began" (the driver's start) and "stop_at" (or None).
     """
-    monitor = settings["monitor"]
+    monitor, rank = settings["monitor"], ray.train.get_context().get_world_rank()
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
     if ray.get(monitor.failure.remote()):
         return
+    monitor.enter.remote(rank, who)
+    watchdog = Watchdog(
+        settings["config"]["launch"]["hang_seconds"],
+        on_hang=lambda told: ray.get(monitor.hang.remote({"rank": rank, **who, **told}), timeout=5),
+        on_beat=lambda step: monitor.beat.remote(step) if rank == 0 and step else None,
+    )
     try:
-        _train(settings)
+        _train(settings, watchdog)
     except ValueError as error:  # wrong input or unusable data: another attempt would end in the same way
         ray.get(monitor.post.remote({"kind": "ended", "step": 0, "failure": str(error)}))
         raise
+    finally:
+        watchdog.close()
 
 
-def _train(settings: dict[str, Any]) -> None:
+def _train(settings: dict[str, Any], watchdog: Watchdog) -> None:
+    began = time.time()
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -57,16 +77,19 @@ def _train(settings: dict[str, Any]) -> None:
         stream = config.build_stream(world)
         if world.rank == 0:
             check_tasks(config.probe)
+    built = _within_memory(config, world, settings["most_workers"])
     if checkpoint.newest_meta(settings["run_url"]) is not None:  # its weights come from there
-        engine = _engine(config.model_copy(update={"init_from": None}), world, device)
-    else:
-        engine = _engine(config, world, device)
-    run = _Run(config, settings, engine, stream)
+        built = built.model_copy(update={"init_from": None})
+    engine = _engine(built, world, device)
+    watchdog.progress()
+    run = _Run(config, settings, engine, stream, watchdog)
     try:
         start_step = run.resume()
+        watchdog.progress(start_step)
         run.post(kind="started", step=start_step, workers=world.size, seconds=time.time() - settings["began"])
+        run.back = Back(settings["fault"], start_step, began, time.time())
         failure = run.train(start_step)
-        run.post(kind="ended", step=run.step, failure=failure)
+        run.end(failure)
     finally:
         stream.close()
         run.close()
@@ -81,6 +104,14 @@ def _set_up_torch(config: Config, device: torch.device) -> None:
         torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
 
 
+def _within_memory(config: Config, world: World, most_workers: int) -> Config:
+    """The config by which a worker encodes no more clips at once than when all workers are there."""
+    if config.train.max_clips_per_worker is not None or world.size >= most_workers:
+        return config
+    most = max(World(0, most_workers).counts(config.data.lanes, config.data.lane_batch))
+    return config.model_copy(update={"train": config.train.model_copy(update={"max_clips_per_worker": most})})
+
+
 def _engine(config: Config, world: World, device: torch.device) -> Engine:
     task = config.build(world)
     if config.launch.engine == "plain":
@@ -88,6 +119,20 @@ def _engine(config: Config, world: World, device: torch.device) -> Engine:
     from scaleaudio.launch.engine import DeepSpeedEngine
 
     return DeepSpeedEngine(task, config.optimizer, zero_stage=config.launch.zero_stage, device=device)
+
+
+class NotFinite(NamedTuple):
+    """A step that went wrong on a rank; of several ranks' the least one tells most.
+
+    Attributes:
+        by_others: whether the loss of this rank is finite, so that the fault came with others' gradients.
+        step: which.
+        text: what to say.
+    """
+
+    by_others: bool
+    step: int
+    text: str
 
 
 @dataclass
@@ -110,24 +155,30 @@ class _Interval:
             "data_wait_seconds": sum(report.data_wait_seconds for report in self.steps) / len(self.steps),
         }
 
-    def failure(self) -> str | None:
-        """What the first step says whose loss or gradient is not finite; waits for the device."""
+    def failure(self) -> NotFinite | None:
+        """The first step whose loss or gradient is not finite; waits for the device."""
         for report in self.steps:
             losses, grad_norm = report.stepped
-            failure = check_finite(report, {"loss": float(losses.total), "grad_norm": float(grad_norm)})
-            if failure:
-                return failure
+            found = {"loss": float(losses.total), "grad_norm": float(grad_norm)}
+            if text := check_finite(report, found):
+                return NotFinite(math.isfinite(found["loss"]), report.step, text)
         return None
 
 
 class _Run:
-    def __init__(self, config: Config, settings: dict[str, Any], engine: Engine, stream: Stream) -> None:
+    def __init__(
+        self, config: Config, settings: dict[str, Any], engine: Engine, stream: Stream, watchdog: Watchdog
+    ) -> None:
         self.step = 0
+        self.back: Back | None = None
+        self._watchdog = watchdog
         self._config = config
         self._url: str = settings["run_url"]
         self._tree: dict[str, Any] = settings["config"]
         self._monitor = settings["monitor"]
-        self._stop_at: float | None = settings["stop_at"]
+        self._stop = Stop(settings["monitor"], settings["stop_at"], engine, config.launch.report_every_steps)
+        self._lease: str = settings["lease"]
+        self._skip: frozenset[int] = frozenset(settings["skip"])
         self._engine = engine
         self._stream = stream
         self._log: RunLog | None = None
@@ -146,8 +197,12 @@ class _Run:
             self._engine.load(tensors, meta.step)
             self.step = meta.step
         if self._engine.world.rank == 0:
-            self._log = RunLog(self._url, self.step, self._config.loggers, self._tree)
-        for line in [*(found[2] if found is not None else []), *(self._log.warnings if self._log else [])]:
+            self._log = RunLog(
+                self._url, self.step, self._config.loggers, self._tree, self._config.checkpoint.patience_seconds
+            )
+        for line in found[2] if found is not None else []:
+            self.post(**fault("torn_checkpoint", self.step, f"{line}; step {self.step} is used instead"))
+        for line in self._log.warnings if self._log else []:
             self.post(kind="warning", text=line)
         return self.step
 
@@ -172,32 +227,65 @@ class _Run:
 
     def _train(self, start_step: int) -> str | None:
         config, interval = self._config, _Interval()
-        for report in fit(self._engine, self._stream.batches(start_step)):
+        for report in fit(self._engine, self._batches(start_step)):
             self.step = report.step + 1
+            self._stepped()
             self._rejects += [(report.step, reject) for reject in report.rejects]
             interval.add(report)
             last = self.step == config.schedule.steps
             reporting = last or self.step % config.launch.report_every_steps == 0
             saving = last or self.step % config.checkpoint.every_steps == 0
             probing = is_due(config.probe, self.step, saving=saving, last=last)
-            if not reporting and not saving and not probing:
+            due = reporting or saving or probing
+            stopping = self._stop.wanted(self.step, always=due) and not last
+            if not due and not stopping:
                 continue
-            failure: str | None = next(filter(None, self._gather(interval.failure())), None)
-            if failure:  # before anything is written: a checkpoint must not hold what is not finite
-                return failure
-            stop = False
+            # Before anything is written: a checkpoint must not hold what is not finite.
+            if wrong := min(filter(None, self._gather(interval.failure())), default=None):
+                return self._gone_wrong(wrong)
             if reporting:
-                metrics, stop = self._shared(
-                    report.metrics(self._watched(report)) | interval.metrics(config.data.global_batch)
-                )
+                metrics = self._mean(report.metrics(self._watched(report)) | interval.metrics(config.data.global_batch))
+                self._stop.pace(metrics["step_seconds"])
                 self._publish(report.step, metrics)
                 interval = _Interval()
             score = self._probe() if probing else None
-            if saving or stop:
+            if saving or stopping:
                 self._save(score)
-            if stop:
-                break
+            if stopping:
+                return None
+        self._stop.reason = None
+        if self.step < config.schedule.steps:  # the last one was passed over
+            self.step = config.schedule.steps
+            self._save()
         return None
+
+    def _batches(self, start_step: int) -> Iterator[Batch]:
+        return (batch for batch in self._stream.batches(start_step) if batch.step not in self._skip)
+
+    def _gone_wrong(self, wrong: NotFinite) -> str | None:
+        """Ends the attempt by the rule of `launch.not_finite`; gives the failure where that ends the run."""
+        if self._config.launch.not_finite == "skip":
+            self._stop.skip(wrong.step, wrong.text)
+            return None
+        self.post(**fault("not_finite", wrong.step, wrong.text))
+        return wrong.text
+
+    def _stepped(self) -> None:
+        self._watchdog.progress(self.step)
+        if self.back is not None:
+            if (event := self.back.event(self._engine.world.size)) is not None:
+                self.post(**event)
+            self.back = None
+
+    def end(self, failure: str | None) -> None:
+        """Tells the driver how it ended; the run folder too, unless others go on at once."""
+        stop = self._stop
+        event = {"kind": "ended", "step": self.step, "failure": failure, "reason": stop.reason}
+        if stop.goes_on:
+            if self._log is not None:
+                ray.get(self._monitor.post.remote(event | {"what": stop.what, "skip_step": stop.skip_step}))
+        else:
+            self.post(**event)
 
     def close(self) -> None:
         if self._log is not None:
@@ -211,12 +299,11 @@ class _Run:
             self._log.event(event)
             ray.get(self._monitor.post.remote(event))
 
-    def _shared(self, metrics: dict[str, float]) -> tuple[dict[str, float], bool]:
-        """The metrics' mean over the workers, and whether any of them wants to stop."""
-        values = torch.tensor([*metrics.values(), float(self._wants_to_stop())], device=self._engine.device)
+    def _mean(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics' mean over the workers. A collective."""
+        values = torch.tensor([*metrics.values()], device=self._engine.device)
         average([values], self._engine.world)
-        *means, stop = values.tolist()
-        return dict(zip(metrics, means, strict=True)), stop > 0
+        return dict(zip(metrics, values.tolist(), strict=True))
 
     def _watched(self, report: StepReport) -> torch.Tensor:
         """Up to about a thousand of the global batch's embeddings, the same on every rank. A collective."""
@@ -224,13 +311,6 @@ class _Run:
         stride = -(-data.global_batch // _WATCHED_CLIPS)
         counts = [-(-count // stride) for count in world.counts(data.lanes, data.lane_batch)]
         return gather(report.stepped.losses.embedding_BD[::stride], world, counts)
-
-    def _wants_to_stop(self) -> bool:
-        if self._engine.world.rank != 0:
-            return False
-        if self._stop_at is not None and time.time() > self._stop_at:
-            return True
-        return bool(ray.get(self._monitor.stop_requested.remote()))
 
     def _publish(self, step: int, metrics: dict[str, float]) -> None:
         if self._log is None:
@@ -265,10 +345,27 @@ class _Run:
         if self._log is not None:  # before the checkpoint: it must not know of steps that the log has lost
             self._log.add_rejects(sorted(rejects, key=lambda pair: pair[0]))
             self._log.flush()
-        url = checkpoint.save(self._url, self._engine, meta)
+        self._check_lease()
+        self._watchdog.progress()
+        url = checkpoint.save(self._url, self._engine, meta, self._config.checkpoint.patience_seconds)
+        self._watchdog.progress()
         if self._log is not None:
-            checkpoint.prune(self._url, self._config.checkpoint.keep_last, self._config.checkpoint.keep_best)
+            with suppress(OSError):  # what is too many now is too many at the next one
+                checkpoint.prune(self._url, self._config.checkpoint.keep_last, self._config.checkpoint.keep_best)
         self.post(kind="checkpoint", step=self.step, url=url, seconds=time.perf_counter() - began)
+
+    def _check_lease(self) -> None:
+        """Raises InputError on every rank where another driver has the run now. A collective."""
+        refusal = None
+        if self._engine.world.rank == 0:
+            try:
+                check_held(self._lease)
+            except InputError as error:
+                refusal = str(error)
+            except OSError:
+                pass  # storage that does not answer takes nothing away
+        if refusal := self._gather(refusal)[0]:
+            raise InputError(refusal)
 
     def _probe(self) -> float | None:
         """The score on the labelled folders, by rank 0. A collective: the weights may lie spread over the ranks."""
@@ -278,5 +375,6 @@ class _Run:
             return None
         scores = probe(self._config.probe, self._tree, tensors, self.step, self._engine.device)
         self._log.write(self.step - 1, scores)
+        self._watchdog.progress()
         self.post(kind="probe", step=self.step, score=scores["probe/score"], seconds=time.perf_counter() - began)
         return scores["probe/score"]
