@@ -165,13 +165,16 @@ def read_tensors(url: str, meta: Meta) -> Mapping[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for part in meta.parts:
-        data = _read(storage.join(url, part.name), part.num_bytes)
-        if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise TornError(
-                f"{storage.join(url, part.name)}: its sha256 is not meta.json's ({len(data)} of {part.num_bytes} bytes)"
-            )
-        tensors |= safetensors.torch.load(data)
+        tensors |= safetensors.torch.load(_read_part(url, part))
     return tensors
+
+
+def _read_part(url: str, part: Part) -> bytes:
+    place = storage.join(url, part.name)
+    data = _read(place, part.num_bytes)
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise TornError(f"{place}: its sha256 is not meta.json's ({len(data)} of {part.num_bytes} bytes)")
+    return data
 
 
 def _read(url: str, num_bytes: int = 0) -> bytes:
@@ -238,9 +241,7 @@ def copy_newest(from_run_url: str, run_url: str) -> int:
         try:
             meta = read_meta(url)
             for part in meta.parts:
-                data = storage.read_bytes(storage.join(url, part.name))
-                if hashlib.sha256(data).hexdigest() == part.sha256:
-                    storage.write_atomic(storage.join(place, part.name), data)
+                storage.write_atomic(storage.join(place, part.name), _read_part(url, part))
         except TORN:  # or pruned a moment ago, since its run goes on
             continue
         storage.write_atomic(storage.join(place, "meta.json"), json.dumps(asdict(meta), indent=1).encode())
