@@ -23,7 +23,7 @@ from scaleaudio.config import Config
 from scaleaudio.data import storage
 from scaleaudio.errors import RunFailed
 from scaleaudio.report.events import EVENTS
-from scaleaudio.report.runlog import METRICS
+from scaleaudio.report.pieces import METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -16,7 +15,8 @@ import yaml
 
 from scaleaudio.data import storage
 from scaleaudio.errors import InputError
-from scaleaudio.report.runlog import METRICS, read_events, read_rejects
+from scaleaudio.report.pieces import METRICS, piece_urls, read_lines
+from scaleaudio.report.runlog import read_events, read_rejects
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 EVALUATION = "evaluation"  # a folder in the run folder
@@ -120,24 +120,18 @@ def read_history(
 
 def read_series(run_url: str, on_line: Callable[[int], None] = lambda done: None) -> dict[str, Series]:
     """The scalars of metrics.jsonl; of a step that comes twice the later value, and damaged lines are left out."""
-    url = storage.join(run_url, METRICS)
     columns: dict[str, tuple[array[int], array[float]]] = {}
-    if not storage.exists(url):
-        return {}
-    with storage.open_input(url) as raw, io.BufferedReader(raw, 1 << 22) as file:
-        for number, line in enumerate(file):
-            _take(line, columns)
-            if number % 10_000 == 0:
-                on_line(number)
+    lines = (line for url in piece_urls(run_url) for line in read_lines(url))
+    for number, line in enumerate(lines):
+        if line.record is not None:
+            _take(line.record, columns)
+        if number % 10_000 == 0:
+            on_line(number)
     return {name: _sorted(np.asarray(steps), np.asarray(values)) for name, (steps, values) in columns.items()}
 
 
-def _take(line: bytes, columns: dict[str, tuple[array[int], array[float]]]) -> None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(record, dict) or type(step := record.pop("step", None)) is not int or abs(step) >= 2**63:
+def _take(record: dict[str, Any], columns: dict[str, tuple[array[int], array[float]]]) -> None:
+    if type(step := record.pop("step", None)) is not int or abs(step) >= 2**63:
         return
     for name, value in record.items():
         if type(value) is float or (type(value) is int and abs(value) < 2**63):

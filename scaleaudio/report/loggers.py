@@ -146,18 +146,29 @@ def check_installed(loggers: Sequence[LoggerConfig]) -> None:
 
 
 class _TensorBoard:
+    _MAX_BYTES = 32 << 20  # of a file: where they are copied to an object store, what is full is copied once
+
     def __init__(self, run: RunFacts) -> None:
+        self._folder = run.folder / "tensorboard"
+        self._begin(run.start_step)
+
+    def _begin(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.start_step)
+        self._written = 0
+        self._board = SummaryWriter(str(self._folder), purge_step=purge_step)
 
     def write(self, records: Sequence[Record]) -> None:
         for step, seconds, metrics in records:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step, walltime=seconds)
+                self._written += 50 + len(name)  # about as many bytes
 
     def flush(self) -> None:
         self._board.flush()
+        if self._written > self._MAX_BYTES:
+            self._board.close()
+            self._begin(None)
 
     def close(self, state: State) -> None:
         self._board.close()

@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from scaleaudio.data.index import read_table, write_table
 from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import kind_of
 from scaleaudio.errors import InputError
+from scaleaudio.report import pieces
 from scaleaudio.report.events import EVENTS
 from scaleaudio.report.forward import Forwarder
 from scaleaudio.report.loggers import LoggerConfig, RunFacts, State, TensorBoardLogger, check_installed
+from scaleaudio.report.pieces import METRICS
 from scaleaudio.types import Reject
 
-METRICS = "metrics.jsonl"
 REJECTS = "rejects.parquet"
 RUN_ID = "run_id"  # by which loggers know a run that goes on
 MAX_REJECT_ROWS = 100_000  # held in memory, and written anew at each checkpoint
@@ -67,9 +68,13 @@ class RunLog:
         self._copied: dict[Path, tuple[int, int]] = {}
         self.warnings: list[str] = []
         self._left = _left_rejects(run_url)
-        metrics = self._usable_lines(METRICS, start_step)
-        self._replace(METRICS, [record for record in metrics if record.get("step", 0) < start_step])
-        self._replace(EVENTS, self._usable_lines(EVENTS, start_step))
+        self._last_logged = start_step - 1
+        closed = {url: pieces.last_step(url) for url in pieces.piece_urls(run_url)}
+        taken_over = [url for url, last in closed.items() if last is None or last >= start_step]
+        self._take_over(METRICS, taken_over, start_step, keep=lambda record: record.get("step", 0) < start_step)
+        self._left += [url for url in taken_over if closed[url] is not None]
+        events = storage.join(run_url, EVENTS)
+        self._take_over(EVENTS, [events] if storage.exists(events) else [], start_step, keep=lambda record: True)
         self._rejects: list[dict[str, Any]] = []
         self._unlisted: Counter[str] = Counter()
         self._unlisted_to = 0
@@ -79,11 +84,18 @@ class RunLog:
         facts = RunFacts(_run_id(run_url), run_url, self._folder, start_step, config or {})
         self._forwarders = [Forwarder(logger, facts) for logger in loggers]
 
-    def _usable_lines(self, name: str, start_step: int) -> list[dict[str, Any]]:
-        records, num_bad = _read_lines(storage.join(self._url, name))
-        if num_bad:
-            self._set_aside(name, start_step, f"{num_bad} of its lines are damaged, and left out")
-        return records
+    def _take_over(
+        self, name: str, urls: Sequence[str], start_step: int, keep: Callable[[dict[str, Any]], bool]
+    ) -> None:
+        """Begins the file `name` with the lines of others, one at a time: weeks of them need not fit in memory."""
+        num_bad = 0
+        with storage.open_atomic(str(self._folder / name)) as file:
+            for line in (line for url in urls for line in pieces.read_lines(url)):
+                num_bad += line.record is None
+                if line.record is not None and keep(line.record):
+                    file.write(line.text.rstrip(b"\n") + b"\n")
+            if num_bad:
+                self._set_aside(name, start_step, f"{num_bad} of its lines are damaged, and left out")
 
     def _usable_rejects(self, start_step: int) -> list[dict[str, Any]]:
         try:
@@ -99,13 +111,9 @@ class RunLog:
         storage.write_atomic(storage.join(self._url, copy), storage.read_bytes(storage.join(self._url, name)))
         self.warnings.append(f"{storage.join(self._url, name)}: {reason}. As it was: {copy}")
 
-    def _replace(self, name: str, records: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        storage.write_atomic(str(self._folder / name), lines.encode())
-
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the scalars of one step, with the time."""
-        now = time.time()
+        now, self._last_logged = time.time(), step
         with (self._folder / METRICS).open("a") as file:
             file.write(json.dumps({"step": step, "time": round(now, 3), **metrics}) + "\n")
         for forwarder in self._forwarders:
@@ -146,13 +154,20 @@ class RunLog:
             self.event({"kind": "unlisted_rejects", "step": self._unlisted_to, "by_reason": dict(self._unlisted)})
             self._unlisted.clear()
         write_table(str(self._folder / REJECTS), self._rejects, _SCHEMA)
-        while self._left:  # what they held is in the table now, or its steps are taken again
-            storage.delete_tree(self._left.pop())
         if self._scratch is not None:
-            for path in self._folder.rglob("*"):
+            self._close_piece()
+            for path in sorted(self._folder.rglob("*")):  # a closed piece before the newest
                 if path.is_file():
                     with suppress(FileNotFoundError):  # loggers' own files come and go
                         self._copy(path)
+        while self._left:  # what they held is in the files above now, or its steps are taken again
+            storage.delete_tree(self._left.pop())
+
+    def _close_piece(self) -> None:
+        newest = self._folder / METRICS
+        if newest.stat().st_size > pieces.PIECE_BYTES:
+            newest.rename(self._folder / pieces.piece_name(self._last_logged))
+            newest.touch()
 
     def _copy(self, path: Path, *, briefly: bool = False) -> None:
         """Copies a file to the run folder, unless it is as it was copied last."""
@@ -195,12 +210,16 @@ def _left_rejects(run_url: str) -> list[str]:
 
 def read_metrics(run_url: str) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl, oldest first; damaged lines are left out."""
-    return _read_lines(storage.join(run_url, METRICS))[0]
+    return [
+        line.record for url in pieces.piece_urls(run_url) for line in pieces.read_lines(url) if line.record is not None
+    ]
 
 
 def read_events(run_url: str) -> list[dict[str, Any]]:
     """The records of a run's events.jsonl, oldest first, over all its attempts; damaged lines are left out."""
-    return _read_lines(storage.join(run_url, EVENTS))[0]
+    url = storage.join(run_url, EVENTS)
+    lines = pieces.read_lines(url) if storage.exists(url) else ()
+    return [line.record for line in lines if line.record is not None]
 
 
 def read_rejects(run_url: str) -> list[dict[str, Any]]:
@@ -218,21 +237,3 @@ def read_rejects(run_url: str) -> list[dict[str, Any]]:
 def _reject_table(url: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_table(url, _SCHEMA, missing=lambda: f"{url}: gone").to_pylist()
     return rows
-
-
-def _read_lines(url: str) -> tuple[list[dict[str, Any]], int]:
-    """The records of a file, and how many lines are none; a last line that a crash cut off does not count."""
-    if not storage.exists(url):
-        return [], 0
-    *lines, rest = storage.read_bytes(url).decode(errors="replace").split("\n")
-    found = [_record(line) for line in lines]
-    records = [record for record in [*found, _record(rest)] if record is not None]
-    return records, found.count(None)
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from servers import s3_server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scaleaudio.data import storage
 from scaleaudio.errors import InputError
-from scaleaudio.report import runlog
+from scaleaudio.report import loggers, pieces, runlog
 from scaleaudio.report.events import EVENTS, FAULTS, append_events, fault, recovery
+from scaleaudio.report.history import read_series
 from scaleaudio.report.runlog import (
     METRICS,
     REJECTS,
@@ -152,3 +155,45 @@ def test_rejects_past_the_limit_are_counted_by_reason_in_an_event(
     assert [row["key"] for row in read_rejects(run_url)] == ["x", "y", "k11"]
     counted = [(event["step"], event["by_reason"]) for event in read_events(run_url)[1:]]
     assert counted == [(14, {"ends at byte #": 3}), (15, {"empty": 1})]
+
+
+def test_in_an_object_store_a_checkpoint_copies_only_the_newest_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long metrics become pieces: all readers put them together again, and a resumed run cuts them where it begins."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(loggers._TensorBoard, "_MAX_BYTES", 2000)
+    with s3_server(monkeypatch, "bucket"):
+        url = "s3://bucket/run"
+        log = RunLog(url, 0)
+        for step in range(200):
+            log.write(step, {"loss": 10.0 - step})
+            if step % 20 == 19:
+                log.flush()
+        log.close()
+        names = [piece.rpartition("/")[2] for piece in pieces.piece_urls(url)]
+        assert len(names) > 4 and names[0] == pieces.piece_name(39) and names[-1] == METRICS
+        assert len(storage.list_files(f"{url}/tensorboard")) > 2
+        assert [record["step"] for record in read_metrics(url)] == list(range(200))
+        resumed = RunLog(url, 90)
+        resumed.write(90, {"loss": 0.5})
+        resumed.close()
+        assert [record["step"] for record in read_metrics(url)] == list(range(91))
+        assert read_series(url)["loss"].value_N[-2:].tolist() == [-79.0, 0.5]
+        again = RunLog(url, 20)
+        again.close()
+        assert [record["step"] for record in read_metrics(url)] == list(range(20))
+
+
+def test_tensorboard_reads_files_that_follow_one_another_as_one_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers._TensorBoard, "_MAX_BYTES", 500)
+    log = RunLog(str(tmp_path), 0)
+    for step in range(40):
+        log.write(step, {"loss": 10.0 - step})
+        if step % 10 == 9:
+            log.flush()
+    log.close()
+    assert len(list((tmp_path / "tensorboard").iterdir())) > 1
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert {scalar.step: scalar.value for scalar in board.Scalars("loss")} == {step: 10.0 - step for step in range(40)}
