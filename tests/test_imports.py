@@ -24,6 +24,7 @@ CORE = [
     "train",
     "bundle",
     "bench.plan",
+    "bench.device",
 ]
 
 
@@ -46,6 +47,10 @@ def test_loading_and_running_a_bundle_loads_nothing_heavy(tmp_path: Path) -> Non
 
 def test_importing_the_package_alone_loads_not_even_torch() -> None:
     assert loaded_after("import scaleaudio") & {"torch", "pydantic"} == set()
+
+
+def test_the_command_line_alone_loads_nothing_that_help_does_not_need() -> None:
+    assert loaded_after("import scaleaudio.cli") & (HEAVY | {"torch", "numpy", "pydantic", "yaml"}) == set()
 
 
 def test_what_is_looked_for_would_be_found() -> None:
