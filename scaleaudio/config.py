@@ -127,6 +127,11 @@ class Config(TaskConfig):
                 f"checkpoint.patience_seconds ({self.checkpoint.patience_seconds:g}), since a worker may wait for "
                 "storage that long and is not hung."
             )
+        if self.train.compile != "off" and self.launch.engine == "deepspeed" and self.launch.zero_stage == 3:
+            raise ValueError(
+                f"train.compile {self.train.compile}: not with launch.zero_stage 3, which gathers weights around each "
+                "layer; set it to off, or choose a lower stage"
+            )
         if ":" not in self.encoder.kind:  # anyone's own is built by the workers alone
             with torch.device("meta"):
                 self.build_encoder()

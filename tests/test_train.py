@@ -166,3 +166,13 @@ def test_embeddings_on_a_plane_have_rank_two_and_equal_ones_rank_one() -> None:
 def test_embeddings_that_are_not_finite_are_reported_and_raise_nothing() -> None:
     watch = collapse_watch(torch.full((4, 3), math.nan))
     assert math.isnan(watch["embedding/std"]) and math.isnan(watch["embedding/rank"])
+
+
+@pytest.mark.slow
+def test_a_compiled_task_takes_the_steps_of_the_plain_one() -> None:
+    losses = {}
+    for mode in ("off", "default"):
+        trained = engine({"train.compile": mode, "schedule.learning_rate": 1e-3})
+        reports = fit(trained, batches(trained.task.config, 0, 3))
+        losses[mode] = [float(report.stepped.losses.total.detach()) for report in reports]
+    assert losses["default"] == pytest.approx(losses["off"], rel=1e-2)

@@ -259,7 +259,8 @@ def _load(path: str | None, words: list[str]) -> TaskConfig:
     """The task of a config file with keys set; what is not part of a task is left aside."""
     tree = yaml.safe_load(Path(path).read_text()) if path else {}
     tree = _set(tree, {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)})
-    return TaskConfig.model_validate({key: value for key, value in tree.items() if key in TaskConfig.model_fields})
+    known = {key: value for key, value in tree.items() if key in TaskConfig.model_fields or not path}
+    return TaskConfig.model_validate(known)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -280,10 +281,17 @@ def main(words: list[str] | None = None) -> None:
         torch.set_num_threads(asked.threads)
     if asked.config and "=" in asked.config:
         asked.config, asked.changes = None, [asked.config, *asked.changes]
+    try:
+        config = _load(asked.config, asked.changes)
+        batches = tuple(int(number) for number in asked.batches.split(","))
+        if min(batches) < 2:
+            raise ValueError(f"--batches {asked.batches}: expected numbers from 2 on")
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
     found = measure(
-        _load(asked.config, asked.changes),
+        config,
         device=torch.device(asked.device),
-        batches=tuple(int(number) for number in asked.batches.split(",")),
+        batches=batches,
         rounds=asked.rounds,
         compile=asked.compile,
         graphs=asked.graphs,

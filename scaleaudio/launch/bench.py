@@ -45,6 +45,8 @@ def bench_step(
     """
     import torch
 
+    if with_data:
+        config.build_stream()  # so that data which cannot be read is said at once
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     tree = config.model_dump(include=set(TaskConfig.model_fields))

@@ -55,7 +55,7 @@ def test_rates_are_those_of_a_machine() -> None:
     assert 1e8 < rates.bandwidth < 1e14 and 1e8 < rates.operations < 1e16
 
 
-@pytest.mark.parametrize("changes", [{}, BYOL])
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), BYOL])
 def test_every_way_has_its_turn_and_nothing_beats_the_floor(changes: dict[str, object]) -> None:
     found = device.measure(config(changes), device=CPU, batches=(16,), rounds=2)
     results = {result["way"]: result for result in found["results"]}
@@ -74,6 +74,14 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     assert "x eager" in capsys.readouterr().out
     assert device.NEGATIVES not in [result["way"] for result in json.loads(out.read_text())["results"]]
     assert picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("words", [["nowhere.yaml"], ["encodr.kind=resnet"], ["seed=-1"], ["--batches", "1,x"]])
+def test_wrong_input_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        device.main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("python -m scaleaudio.bench.device: error: ")
 
 
 def test_whole_numbers_of_16_bits_are_the_same_sound() -> None:

@@ -45,11 +45,8 @@ def counting(start: int) -> Turn:
     return lambda number: Timing(start + number, 0.0)
 
 
-def test_a_contender_elsewhere_takes_its_turns_there() -> None:
-    with closing(Elsewhere(counting, 10)) as one:
+def test_a_contender_elsewhere_takes_its_turns_there_and_says_why_it_fails() -> None:
+    with closing(Elsewhere(counting, 10)) as one, closing(Elsewhere(counting, -1)) as other:
         assert one(3) == Timing(13, 0.0)
-
-
-def test_a_contender_elsewhere_that_fails_is_named() -> None:
-    with closing(Elsewhere(counting, -1)) as one, pytest.raises(RuntimeError, match="ValueError: start: expected 0"):
-        one(0)
+        with pytest.raises(RuntimeError, match="ValueError: start: expected 0"):
+            other(0)
