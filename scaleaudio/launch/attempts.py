@@ -28,7 +28,7 @@ from scaleaudio.launch.faults import Fault, diagnose
 from scaleaudio.launch.following import Ears, following, in_thread
 from scaleaudio.launch.lease import Claim
 from scaleaudio.launch.monitor import GO_ON, RESIZE, Event, Monitor
-from scaleaudio.launch.places import Places, await_places
+from scaleaudio.launch.places import Grower, await_places
 from scaleaudio.launch.worker import train_worker
 from scaleaudio.report.events import append_events
 from scaleaudio.report.runlog import read_events, read_metrics
@@ -77,9 +77,10 @@ class _Attempts:
         self._show = on_event
         self._ended: Event = {}
         self._num_failed = 0
-        self._told_at = 0.0
+        self._told_at = time.monotonic()
         self._unwritten: list[Event] = []
         self._number, self._step = 0, 0
+        self._running = False
         self._skip: set[int] = set()
 
     def on_event(self, event: Event) -> None:
@@ -87,6 +88,7 @@ class _Attempts:
             self._ended = event
         elif event["kind"] == "checkpoint":
             self._num_failed = 0
+        self._running = self._running or event["kind"] == "started"
         if event["kind"] in ("started", "metrics", "checkpoint"):
             self._step = event["step"]
         self._show(event)
@@ -96,8 +98,10 @@ class _Attempts:
         num_before = 0
         while True:
             num_workers = self._await_places(fault, ears)
+            if num_workers == 0:
+                return self._end(None, ears.stop_reason)
             if num_before not in (0, num_workers):
-                self._tell_resized(num_before, num_workers)
+                self._tell_resized(fault, num_before, num_workers)
             num_before = num_workers
             error = self._attempt(num_workers, fault, ears)
             if error is None and self._ended.get("reason") not in GO_ON:
@@ -124,7 +128,7 @@ class _Attempts:
                 self._told_at = time.monotonic()
                 text = f"waiting for workers: room for {ready}, needed are {self._fewest} ({self._per_worker} each)"
                 self._show({"kind": "warning", "text": text})
-            return not ears.stop_wanted
+            return ears.stop_reason is None
 
         num_workers = await_places(
             self._per_worker,
@@ -134,11 +138,10 @@ class _Attempts:
             wait_seconds=60 * launch.wait_minutes,
             on_wait=on_wait,
         )
-        if num_workers == 0:
+        if num_workers == 0 and ears.stop_reason is None:
             raise RunFailed(
-                f"no room for {self._fewest} worker(s) of {self._per_worker} "
-                + ("when the run was told to stop" if ears.stop_wanted else f"in {launch.wait_minutes:g} minutes")
-                + ". The newest checkpoint stays; the same command goes on. launch.min_workers says with how few."
+                f"no room for {self._fewest} worker(s) of {self._per_worker} in {launch.wait_minutes:g} minutes. The "
+                "newest checkpoint stays; the same command goes on. launch.min_workers says with how few."
             )
         return num_workers
 
@@ -146,18 +149,18 @@ class _Attempts:
         """Trains until the workers end; what the trainer raised, where it did."""
         self._write()
         self._number += 1
-        self._ended = {}
+        self._ended, self._running = {}, False
         ray.get(self._monitor.begin.remote(fault.step if fault else 0))
         told = None if fault is None else fault.settings() | {"found_at": time.time()}
-        grower = _Grower(self._monitor, self._per_worker, self._most - num_workers, self._config.launch.resize_seconds)
+        grower = Grower(self._monitor, self._per_worker, self._most - num_workers, self._config.launch.resize_seconds)
         try:
-            in_thread(
-                self._trainer(num_workers, {**self._settings, "fault": told, "skip": sorted(self._skip)}).fit,
-                grower.look,
-            )
+            trainer = self._trainer(num_workers, {**self._settings, "fault": told, "skip": sorted(self._skip)})
+            # Not while the workers start: the one place that is left would go to those that are missing.
+            in_thread(trainer.fit, lambda: grower.look() if self._running else None)
         except (TrainingFailedError, OSError) as error:
             ears.drain()
             if failure := ray.get(self._monitor.failure.remote()):
+                self._end(failure)
                 raise RunFailed(failure) from error
             return error
         finally:
@@ -214,17 +217,23 @@ class _Attempts:
         self._write()
         if self._num_failed > self._config.launch.max_failures or fault.name == "disk_full":
             in_a_row = f" ({self._num_failed} faults in a row)" if self._num_failed > 1 else ""
-            self._unwritten.append({"kind": "ended", "step": fault.step, "failure": f"{fault.what}{in_a_row}"})
-            self._write()
+            self._end(f"{fault.what}{in_a_row}")
             raise RunFailed(f"{fault.what}{in_a_row}") from error
         if self._num_failed > 1:
             pause = _PAUSE_SECONDS * 4 ** (self._num_failed - 2)
             time.sleep(min(pause, _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
         return fault
 
-    def _tell_resized(self, before: int, now: int) -> None:
-        step = self._ended.get("step") or ray.get(self._monitor.attempt.remote()).step
-        what = f"{now} workers instead of {before}"
+    def _end(self, failure: str | None, reason: str | None = None) -> Event:
+        """Writes down how the run ended where no worker is there to do so."""
+        event = {"kind": "ended", "step": self._step, "failure": failure, "reason": reason}
+        self._unwritten.append(event)
+        self._write()
+        return event
+
+    def _tell_resized(self, fault: Fault | None, before: int, now: int) -> None:
+        step = self._ended["step"] if fault is None else fault.step
+        what = f"{now} worker(s) instead of {before}"
         event = {"time": time.time(), "kind": "resized", "step": step}
         event |= {"workers_before": before, "workers": now, "what": what}
         self._unwritten.append(event)
@@ -235,25 +244,3 @@ class _Attempts:
         with suppress(OSError, InputError):
             append_events(self._settings["run_url"], self._unwritten)
             self._unwritten = []
-
-
-class _Grower:
-    """Asks the attempt for a checkpoint and its end once there is room for more workers."""
-
-    def __init__(self, monitor: Any, per_worker: dict[str, float], missing: int, after_seconds: float) -> None:
-        self._monitor = monitor
-        self._places = Places(per_worker)
-        self._missing = missing
-        self._after = time.monotonic() + after_seconds  # each change of size costs a start
-        self._asked = False
-
-    def look(self) -> None:
-        if not self._missing or self._asked or time.monotonic() < self._after:
-            return
-        self._places.ask(self._missing)
-        if self._places.num_ready() > 0:
-            self._asked = True
-            self._monitor.request_stop.remote(RESIZE)
-
-    def close(self) -> None:
-        self._places.release()

@@ -16,13 +16,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Ears:
-    """What came from the workers, and whether the run was asked to stop."""
+    """What came from the workers, and whether the run was asked to stop.
+
+    Attributes:
+        stop_reason: by which signal, or "asked" by the caller; None while it was not.
+    """
 
     def __init__(self, monitor: Any, on_event: Callable[[Event], None], stop_asked: Callable[[], bool]) -> None:
         """Hears nothing yet."""
         self._monitor, self._on_event, self._stop_asked = monitor, on_event, stop_asked
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self.stop_reason: str | None = None
 
     def drain(self) -> None:
         """Passes on all events so far; when it returns, all have been handled."""
@@ -32,20 +36,15 @@ class Ears:
 
     def ask(self) -> None:
         """Passes on once that the caller wants the run to stop."""
-        if not self._stopping.is_set() and self._stop_asked():
-            self._stopping.set()
-            self._monitor.request_stop.remote("asked")
-
-    @property
-    def stop_wanted(self) -> bool:
-        """Whether a signal came, or the caller asked."""
-        return self._stopping.is_set()
+        if self.stop_reason is None and self._stop_asked():
+            self.stop_reason = "asked"
+            self._monitor.request_stop.remote(self.stop_reason)
 
     def stop(self, signum: int, frame: Any) -> None:
         """Handles a signal; the next one is Python's own again."""
         self._on_event({"kind": "warning", "text": "stopping: a checkpoint is written first; again stops at once"})
-        self._stopping.set()
-        self._monitor.request_stop.remote(signal.Signals(signum).name)
+        self.stop_reason = signal.Signals(signum).name
+        self._monitor.request_stop.remote(self.stop_reason)
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 

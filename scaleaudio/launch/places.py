@@ -13,6 +13,8 @@ from typing import Any
 
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
+from scaleaudio.launch.monitor import RESIZE
+
 _LOOK_SECONDS = 0.5
 
 
@@ -74,3 +76,29 @@ def await_places(
             time.sleep(_LOOK_SECONDS)
     finally:
         places.release()
+
+
+class Grower:
+    """Asks the attempt for a checkpoint and its end once there is room for more workers."""
+
+    def __init__(self, monitor: Any, per_worker: dict[str, float], missing: int, after_seconds: float) -> None:
+        """Looks for up to `missing` workers more, from `after_seconds` after the first look on."""
+        self._monitor = monitor
+        self._places = Places(per_worker)
+        self._missing = missing
+        self._after_seconds, self._first_look = after_seconds, 0.0  # each change of size costs a start
+        self._asked = False
+
+    def look(self) -> None:
+        """Asks once there is room; to be called now and then, once the workers have theirs."""
+        self._first_look = self._first_look or time.monotonic()
+        if not self._missing or self._asked or time.monotonic() < self._first_look + self._after_seconds:
+            return
+        self._places.ask(self._missing)
+        if self._places.num_ready() > 0:
+            self._asked = True
+            self._monitor.request_stop.remote(RESIZE)
+
+    def close(self) -> None:
+        """Gives the room back, so that the next attempt can have it."""
+        self._places.release()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import ray.train
@@ -23,6 +21,7 @@ from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError
+from scaleaudio.launch.interval import Interval, NotFinite
 from scaleaudio.launch.lease import check_held
 from scaleaudio.launch.probe import check_tasks, is_due, probe
 from scaleaudio.launch.reach import from_this_node
@@ -31,8 +30,8 @@ from scaleaudio.launch.watchdog import Watchdog
 from scaleaudio.objectives import gather
 from scaleaudio.report.events import fault
 from scaleaudio.report.runlog import RunLog, leave_rejects
-from scaleaudio.train import Engine, PlainEngine, Stepped, StepReport, average, check_finite, fit
-from scaleaudio.types import Batch, Losses, Reject, World
+from scaleaudio.train import Engine, PlainEngine, StepReport, average, fit
+from scaleaudio.types import Batch, Reject, World
 
 _COLLAPSED_STD, _COLLAPSED_RANK = 0.05, 2.0
 _WATCHED_CLIPS = 1024
@@ -121,50 +120,6 @@ def _engine(config: Config, world: World, device: torch.device) -> Engine:
     return DeepSpeedEngine(task, config.optimizer, zero_stage=config.launch.zero_stage, device=device)
 
 
-class NotFinite(NamedTuple):
-    """A step that went wrong on a rank; of several ranks' the least one tells most.
-
-    Attributes:
-        by_others: whether the loss of this rank is finite, so that the fault came with others' gradients.
-        step: which.
-        text: what to say.
-    """
-
-    by_others: bool
-    step: int
-    text: str
-
-
-@dataclass
-class _Interval:
-    """The steps between two reports."""
-
-    began: float = field(default_factory=time.perf_counter)
-    steps: list[StepReport] = field(default_factory=list)
-
-    def add(self, report: StepReport) -> None:
-        losses, grad_norm = report.stepped
-        scalars = Losses(losses.total.detach(), {}, losses.total.new_empty(0))  # embeddings of many steps are gigabytes
-        self.steps.append(replace(report, stepped=Stepped(scalars, grad_norm)))
-
-    def metrics(self, global_batch: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self.began
-        return {
-            "clips_per_second": len(self.steps) * global_batch / seconds,
-            "step_seconds": seconds / len(self.steps),
-            "data_wait_seconds": sum(report.data_wait_seconds for report in self.steps) / len(self.steps),
-        }
-
-    def failure(self) -> NotFinite | None:
-        """The first step whose loss or gradient is not finite; waits for the device."""
-        for report in self.steps:
-            losses, grad_norm = report.stepped
-            found = {"loss": float(losses.total), "grad_norm": float(grad_norm)}
-            if text := check_finite(report, found):
-                return NotFinite(math.isfinite(found["loss"]), report.step, text)
-        return None
-
-
 class _Run:
     def __init__(
         self, config: Config, settings: dict[str, Any], engine: Engine, stream: Stream, watchdog: Watchdog
@@ -226,7 +181,7 @@ class _Run:
             raise
 
     def _train(self, start_step: int) -> str | None:
-        config, interval = self._config, _Interval()
+        config, interval = self._config, Interval()
         for report in fit(self._engine, self._batches(start_step)):
             self.step = report.step + 1
             self._stepped()
@@ -247,7 +202,7 @@ class _Run:
                 metrics = self._mean(report.metrics(self._watched(report)) | interval.metrics(config.data.global_batch))
                 self._stop.pace(metrics["step_seconds"])
                 self._publish(report.step, metrics)
-                interval = _Interval()
+                interval = Interval()
             score = self._probe() if probing else None
             if saving or stopping:
                 self._save(score)
