@@ -83,7 +83,10 @@ class Ledger:
     def on_change(self, number: int, what: Event) -> None:
         """Takes in what Tune tells of a trial (`tuning.Watch`)."""
         record = self._records[number]
-        if what["kind"] == "begins":
+        if what["kind"] == "recovers":
+            self._on_event({"kind": "warning", "trial": number, "text": "its process was lost; it is tried again"})
+            self._before[number] = record.seconds
+        elif what["kind"] == "begins":
             self._interrupted.discard(number)
             record = replace(record, state="running")
         elif what["kind"] == "result":

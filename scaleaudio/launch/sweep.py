@@ -31,6 +31,7 @@ from scaleaudio.sweep.results import SWEEP, write_results
 from scaleaudio.trees import differences
 
 _FREE = (*FREE, "name", *(f"sweep.{key}" for key in ("num_trials", "repeats", "max_concurrent", "keep_runs")))
+_TRIAL_BYTES = 512 << 20  # of a trial's own process, which waits for its workers; those ask for what they need
 _STOP_SECONDS = 150.0  # for all trials to write their checkpoints
 
 
@@ -184,7 +185,11 @@ class _Stage:
             return
         for record in waiting:
             self.ledger.add(record)
-        os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}
+        os.environ |= {
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a run that failed has no score
+            "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(debug)),
+        }
         in_thread(self._tuner(waiting, proposer, slots, debug).fit)
         storage.delete_tree(storage.join(self.sweep_url, "ray"))
 
@@ -198,8 +203,8 @@ class _Stage:
         ended = [record for record in self.ledger.records() if record.ended and record.kind == "search"]
         settings = TrialSettings(self.sweep_url, plan.tree, self.mailbox, debug)
         filesystem, ray_path = storage.open_url(storage.join(self.sweep_url, "ray"))
-        # 0.01: a trial's own process only waits for its workers, which ask for what they need themselves.
-        trainable = tune.with_resources(tune.with_parameters(TrialRun, settings=settings), {"CPU": 0.01})
+        # Memory alone: any part of a CPU would be one too many where the workers of one trial need them all.
+        trainable = tune.with_resources(tune.with_parameters(TrialRun, settings=settings), {"memory": _TRIAL_BYTES})
         return tune.Tuner(
             trainable,
             param_space=None if proposer else {"trial": tune.grid_search([as_config(record) for record in waiting])},

@@ -157,6 +157,10 @@ class Watch(Callback):  # type: ignore[misc]
         """It has ended, by itself or by the scheduler."""
         self._on_change(trial.config["trial"]["number"], {"kind": "complete"})
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process was lost, and it is tried again."""
+        self._on_change(trial.config["trial"]["number"], {"kind": "recovers"})
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process was lost more often than it may."""
         failure = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]

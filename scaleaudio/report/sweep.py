@@ -155,7 +155,7 @@ def _draw_map(
             span(1e-9, dead_zones[key], color="#EEEEEE", zorder=0)
     axes.set_xlabel(_words(keys[0]))
     axes.set_ylabel(_words(keys[1]))
-    axes.set_title("score over both (star: baseline, ring: winner)", loc="left", fontsize=9)
+    axes.set_title("score over both (star: baseline, ring: winner, small: stopped early)", loc="left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -199,7 +199,7 @@ def _spread(points: Sequence[tuple[float, ...]]) -> list[tuple[float, float]]:
     placed = []
     for point in points:
         number = seen[point] = seen.get(point, -1) + 1
-        turn, radius = 2.4 * number, 0.012 * number**0.5  # the golden angle, nearly
+        turn, radius = 2.4 * number, 0.022 * number**0.5  # the golden angle, nearly
         x = point[0] + 2 * reach[0] * radius * math.cos(turn)
         placed.append((x, point[1] + 2 * reach[1] * radius * math.sin(turn)))
     return placed

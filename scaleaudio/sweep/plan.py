@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from scaleaudio.config import Config, error_lines, known_keys, override, read_tree, validate
 from scaleaudio.errors import InputError
@@ -59,6 +60,21 @@ class SweepConfig(Settings):
     ] = 3
     seed: Annotated[int, Field(ge=0, description="of what is proposed; the trials' own is the experiment's")] = 0
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _each_key_has_values(cls, space: Any) -> Any:
+        for key, values in space.items() if isinstance(space, Mapping) else ():
+            if isinstance(values, Mapping):
+                try:
+                    Range.model_validate(values)
+                except ValidationError as error:
+                    raise ValueError(
+                        "; ".join(f"sweep.space.{key}.{line}" for line in error_lines(error, Range))
+                    ) from None
+            elif not isinstance(values, list | tuple | Range) or not values:
+                raise ValueError(f"sweep.space.{key} {values!r}: expected a list of values, or a range (low, high)")
+        return space
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         if self.scheduler == "pbt" and self.searcher == "optuna":
@@ -94,7 +110,7 @@ class Plan:
     def num_trials(self) -> int:
         """Trials besides the baseline and the repeats."""
         if self.sweep.searcher == "grid":
-            return len(self._grid())
+            return len(self._grid)
         return self.sweep.num_trials or 16
 
     def changes(self, number: int) -> Changes | None:
@@ -104,7 +120,7 @@ class Plan:
         if self.sweep.searcher == "optuna":
             return None
         if self.sweep.searcher == "grid":
-            return self._grid()[number - 1]
+            return dict(self._grid[number - 1])
         return next(point for point in points(self.space, self.sweep.seed, number) if not is_baseline(point))
 
     @property
@@ -139,6 +155,7 @@ class Plan:
         """
         return validate(trial_tree(self.tree, changes, number=number, seed=seed), f"trial {number}")
 
+    @cached_property
     def _grid(self) -> list[Changes]:
         return [point for point in grid(self.space) if not is_baseline(point)]
 
@@ -189,7 +206,7 @@ def _check(plan: Plan, path: str) -> None:
         raise InputError(f"{path}: sweep.grace_steps {plan.grace_steps}: more than schedule.steps ({steps})")
     if not hasattr(plan.base.negatives, "frequency_strength"):
         raise InputError(f"{path}: negatives.kind {plan.base.negatives.kind}: has no strengths, so no baseline at 0")
-    if all(is_baseline(point) for point in itertools.islice(corners(plan.space), 256)):
+    if not plan.space or all(map(is_baseline, itertools.islice(corners(plan.space), 256))):
         raise InputError(f"{path}: sweep.space: no point of it differs from the baseline; name a key and its values")
     known = set(known_keys(Config))
     for key in plan.space:

@@ -1,4 +1,4 @@
-"""A real sweep over Tune: a trial that ASHA stops frees its workers, one that fails ends nothing, and it goes on."""
+"""Real sweeps over Tune: a trial that ASHA stops frees its workers, one that fails ends nothing, and they go on."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from scaleaudio.errors import InputError
 from scaleaudio.launch.monitor import Event
 from scaleaudio.launch.sweep import sweep
 from scaleaudio.report.runlog import read_events, read_metrics
-from scaleaudio.report.trials import TrialRecord, read_trials
+from scaleaudio.report.trials import TrialRecord, read_trials, write_trial
 from scaleaudio.sweep import Plan, load_sweep
 
-RATE = "schedule.learning_rate"
-# A rate that moves the weights to where all clips look the same, one that they survive, and one that no number does.
-RATES = [3e-4, 1e3, 1e30]
+RATE, LOWEST = "schedule.learning_rate", "frontend.min_hz"
 
 
 @pytest.fixture(scope="module")
 def plan(tiny_tree: dict[str, Any], clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
-    """`plan({"sweep.repeats": 1})`: three learning rates in a grid, one worker each, compared after 10 of 20 steps."""
+    """Four trials: one that hears the tones, one that is deaf to them, and two whose weights leave all numbers.
+
+    A worker takes all four CPUs, and trials are compared after 10 of 20 steps.
+    """
     path = tmp_path_factory.mktemp("sweep") / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_tree))
     keys = {
-        "launch.workers": 1, "launch.engine": "plain", "launch.report_every_steps": 5, "schedule.steps": 20,
-        "checkpoint.every_steps": 10, "probe.tasks": [f"{clips}:pitch"], "probe.every_steps": 10,
-        "sweep.space": {RATE: RATES}, "sweep.searcher": "grid", "sweep.grace_steps": 10, "sweep.repeats": 0,
+        "launch.workers": 1, "launch.cpus_per_worker": 4, "launch.engine": "plain", "launch.report_every_steps": 5,
+        "schedule.steps": 20, "frontend.mean": -8.0, "frontend.std": 4.0, "checkpoint.every_steps": 10,
+        "probe.tasks": [f"{clips}:pitch"], "probe.every_steps": 10, "sweep.grace_steps": 10, "sweep.repeats": 0,
+        "sweep.searcher": "grid", "sweep.space": {RATE: [3e-4, 1e30], LOWEST: [60.0, 4000.0]},
     }  # fmt: skip
 
     def made(changes: dict[str, Any] | None = None) -> Plan:
@@ -47,57 +49,72 @@ def plan(tiny_tree: dict[str, Any], clips: Path, tmp_path_factory: pytest.TempPa
     return made
 
 
+def ended(plan: Plan, number: int, state: Any, scores: list[tuple[int, float]]) -> TrialRecord:
+    changes = plan.changes(number)
+    assert changes is not None
+    kind: Any = "search" if number else "baseline"
+    return TrialRecord(number, kind, changes, plan.base.seed, state, scores, 20, run=f"{number:04d}", failure="x")
+
+
 @pytest.fixture(scope="module")
 def swept(plan: Callable[..., Plan], ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The sweep by one trial at a time; what was free when each began."""
-    url = str(tmp_path_factory.mktemp("swept") / "sweep")
-    events: list[Event] = []
-    records = sweep(plan({"sweep.max_concurrent": 1}), url, on_event=events.append)
-    return {"url": url, "records": records, "events": events}
+    """A sweep that goes on when two trials are left, the deaf one and one without numbers; and what it told."""
+    folder, events = tmp_path_factory.mktemp("swept") / "sweep", list[Event]()
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text(plan().dump())
+    for record in (
+        ended(plan(), 0, "finished", [(10, 1.0), (20, 1.0)]),
+        ended(plan(), 1, "finished", [(10, 1.0), (20, 1.0)]),
+        ended(plan(), 4, "failed", []),
+    ):
+        write_trial(str(folder), record)
+    began = time.time()
+    return {"url": str(folder), "began": began, "events": events} | {
+        "records": sweep(plan(), str(folder), on_event=events.append)
+    }
 
 
-def test_asha_stops_a_trial_and_the_next_one_finds_its_workers_free(swept: dict[str, Any]) -> None:
-    states = {record.number: record.state for record in swept["records"]}
-    assert states == {0: "finished", 1: "finished", 2: "stopped", 3: "failed"}
+def test_asha_stops_a_trial_for_what_others_scored_before_the_sweep_was_interrupted(swept: dict[str, Any]) -> None:
     stopped = swept["records"][2]
-    assert stopped.step == 10 and (stopped.score or 0) < (swept["records"][0].score or 0)
+    assert stopped.state == "stopped" and stopped.step == 10 and (stopped.score or 0) < 1
     assert read_events(f"{swept['url']}/runs/0002")[-1]["kind"] == "ended"  # in good order, not killed
 
 
-def test_a_trial_that_fails_is_named_and_the_others_go_on(swept: dict[str, Any]) -> None:
-    failed = swept["records"][3]
-    assert failed.state == "failed" and "not finite" in (failed.failure or "")
-    assert "\n" not in (failed.failure or "")
-
-
-def test_nothing_holds_a_worker_once_the_sweep_is_over(swept: dict[str, Any]) -> None:
+def test_a_stopped_trial_frees_its_workers_for_the_next(swept: dict[str, Any]) -> None:
+    """Each needs all CPUs that there are."""
+    first, second = (read_events(f"{swept['url']}/runs/000{number}") for number in (2, 3))
+    assert second[0]["kind"] == "started" and second[0]["time"] > first[-1]["time"]
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.5)
 
 
-def test_scores_are_those_of_the_probe_in_each_run_s_own_log(swept: dict[str, Any]) -> None:
-    for record in swept["records"][:3]:
-        logged = read_metrics(f"{swept['url']}/runs/{record.run}")
-        assert record.scores == [(r["step"] + 1, r["probe/score"]) for r in logged if "probe/score" in r]
+def test_a_trial_that_fails_is_named_and_ends_nothing(swept: dict[str, Any]) -> None:
+    failed = swept["records"][3]
+    assert failed.state == "failed" and "not finite" in failed.failure and "\n" not in failed.failure
+    begun = [event["record"].number for event in swept["events"] if event["kind"] == "trial"]
+    assert set(begun) == {2, 3}  # the others have ended before
+
+
+def test_scores_are_those_of_the_probe_in_the_run_s_own_log(swept: dict[str, Any]) -> None:
+    logged = [record for record in read_metrics(f"{swept['url']}/runs/0002") if "probe/score" in record]
+    assert swept["records"][2].scores == [(record["step"] + 1, record["probe/score"]) for record in logged]
 
 
 def test_it_leaves_a_table_a_picture_and_a_winner_that_pretrain_takes(swept: dict[str, Any]) -> None:
     folder = Path(swept["url"])
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert pq.read_table(folder / "trials.parquet").column("state").to_pylist()[2] == "stopped"
+    states = pq.read_table(folder / "trials.parquet").column("state").to_pylist()
+    assert states == ["finished", "finished", "stopped", "failed", "failed"]
     assert "| baseline | finished |" in (folder / "trials.md").read_text()
     winner = load(folder / "winner.yaml")
-    assert winner.schedule.learning_rate == RATES[0] and winner.name == "tiny-winner"
+    assert winner.schedule.learning_rate == 3e-4 and winner.frontend.min_hz == 60 and winner.name == "tiny-winner"
     assert not (folder / "ray").exists()
 
 
 def test_a_finished_sweep_is_finished_at_once(swept: dict[str, Any], plan: Callable[..., Plan]) -> None:
-    began = [event for event in swept["events"] if event["kind"] == "trial"]
-    assert began
-    again = sweep(plan({"sweep.max_concurrent": 1}), swept["url"], on_event=pytest.fail)
-    assert again == swept["records"]
+    assert sweep(plan(), swept["url"], on_event=pytest.fail) == swept["records"]
 
 
 def test_another_sweep_in_the_same_folder_is_refused_by_its_keys(
