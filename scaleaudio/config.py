@@ -42,7 +42,8 @@ class ProbeConfig(Settings):
     """A score on labelled clips while training goes on; what it is measured by changes nothing of what is learned."""
 
     tasks: Annotated[
-        tuple[str, ...], Field(description="labelled folders, FOLDER:COLUMN; the score is the mean over them")
+        tuple[str, ...],
+        Field(description="labelled folders or their URLs, FOLDER:COLUMN; the score is the mean over them"),
     ] = ()
     metric: Annotated[
         Literal["knn", "linear", "linear_c0.05"],

@@ -24,6 +24,7 @@ from manifests import sources as all_sources
 import scaleaudio
 from scaleaudio.cli import app
 from scaleaudio.config import load, parse_overrides
+from scaleaudio.sweep import load_sweep
 
 Object = dict[str, Any]
 SOURCES = dict(all_sources())
@@ -258,6 +259,18 @@ def test_entrypoints_are_commands_of_this_program_with_a_config_of_the_image(mad
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert config.launch.workers == group["maxReplicas"] <= config.data.lanes
     assert config.launch.cpus_per_worker <= float(limits["cpu"])
+
+
+def test_the_sweep_is_a_command_whose_data_and_labelled_folder_every_node_reaches() -> None:
+    (made,) = read(CLUSTER / "rayjob-sweep.yaml")
+    verb, params = parsed(made["spec"]["entrypoint"])
+    path = Path(str(params["config"]).replace("/app/", f"{ROOT}/"))
+    plan = load_sweep(path, parse_overrides(params["overrides"] or []))
+    assert verb == "sweep" and params["out"].rpartition("/")[2] == plan.base.name
+    assert plan.base.probe.tasks == ("s3://BUCKET/labelled:label",) and plan.base.data.url == "s3://BUCKET/shards"
+    (group,) = cluster_spec(made)["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert plan.base.launch.workers == 1 and plan.base.launch.cpus_per_worker <= float(limits["cpu"])
 
 
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from servers import s3_server
 
 from scaleaudio.config import Config, ProbeConfig
+from scaleaudio.data import storage
 from scaleaudio.errors import InputError
 from scaleaudio.launch.probe import check_tasks, is_due, probe
 from scaleaudio.train import PlainEngine
@@ -41,6 +43,21 @@ def test_the_score_is_the_mean_over_the_tasks(tiny: Callable[..., Config], clips
     pitch, noise, mean = probe(asked, config.model_dump(mode="json"), tensors, 0, torch.device("cpu")).items()
     assert pitch == (f"probe/{clips.name}:pitch", 1.0) and noise[1] < 0.9
     assert mean == ("probe/score", pytest.approx((1.0 + noise[1]) / 2))
+
+
+def test_a_labelled_folder_in_an_object_store_scores_as_it_does_here(
+    tiny: Callable[..., Config], clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny({"frontend.mean": -8.0, "frontend.std": 4.0})
+    tree, tensors = config.model_dump(mode="json"), dict(PlainEngine(config.build(), config.optimizer).tensors())
+    with s3_server(monkeypatch, "labelled"):
+        for path in clips.iterdir():
+            storage.write_atomic(f"s3://labelled/tones/{path.name}", path.read_bytes())
+        far = ProbeConfig(tasks=("s3://labelled/tones:pitch",))
+        check_tasks(far)
+        assert probe(far, tree, tensors, 0, torch.device("cpu")) == {"probe/tones:pitch": 1.0, "probe/score": 1.0}
+        with pytest.raises(InputError, match=r"s3://labelled/nothing: no labels\.csv there"):
+            check_tasks(ProbeConfig(tasks=("s3://labelled/nothing",)))
 
 
 def test_a_folder_that_cannot_be_probed_is_refused_before_the_run(clips: Path, tmp_path: Path) -> None:
