@@ -25,7 +25,7 @@ from archives import lay_out
 import scaleaudio
 from scaleaudio import bundle, checkpoint
 from scaleaudio.cli import main
-from scaleaudio.config import Config
+from scaleaudio.config import Config, dump
 from scaleaudio.data import storage
 
 Run = Callable[..., tuple[int, str, str]]
@@ -211,6 +211,21 @@ def test_show_negatives_draws_a_picture_a_clip(run: Run, tiny_file: Path, model:
     assert code == 0 and out.split() == ["seen.png", "seen-2.png"]
     first, second = (matplotlib.image.imread(tmp_path / name) for name in out.split())
     assert first.std() > 0.05 and (first.shape != second.shape or abs(first - second).max() > 0.1)
+
+
+def test_show_run_writes_a_page_of_one_run_or_several(run: Run, tiny: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(dump(tiny()))
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 9, "loss": 1.25}\n')
+    assert run("show", "run", "a/") == (0, "a.html\n", "")
+    assert run("show", "run", "a", "b", "--out", "new/both.html") == (0, "new/both.html\n", "")
+    assert run("show", "run", "b", "--out", "new") == (0, "new/b.html\n", "")
+    assert "1.25" in (tmp_path / "a.html").read_text() and ">b<" in (tmp_path / "new" / "both.html").read_text()
+    code, _, err = run("show", "run", "nowhere")
+    assert code == 2 and "nowhere: no run here" in one_line(err)
+    code, _, err = run("show", "run", "a", "b", "--evaluation", "evaluation")
+    assert code == 2 and "--evaluation: of one run" in one_line(err)
 
 
 def test_show_negatives_without_strength_says_that_there_are_none(run: Run, tiny_file: Path) -> None:

@@ -86,11 +86,12 @@ def show_run(
     evaluation: Annotated[
         str | None, typer.Option(help="folder with scores.json or sensitivity.json; default: RUN/evaluation")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="HTML file; default: NAME.html here")] = None,
+    out: Annotated[str | None, typer.Option(help="HTML file, folder or URL; default: NAME.html here")] = None,
 ) -> None:
     """Write a run's page, one HTML file: curves, faults, config; of a run that goes on, on any storage."""
     from rich.progress import Progress
 
+    from scaleaudio.data import storage
     from scaleaudio.report.history import read_history
     from scaleaudio.report.page import run_page
 
@@ -99,9 +100,9 @@ def show_run(
     with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("reading", total=None)
         histories = [read_history(run, evaluation, lambda lines: bar.update(task, completed=lines)) for run in runs]
-    path = out or Path(f"{'-'.join(history.name for history in histories)[:100]}.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(run_page(histories), encoding="utf-8")
+    named = f"{'-'.join(history.name for history in histories)[:100]}.html"
+    path = named if out is None else storage.join(out, named) if storage.is_folder(out) else out
+    storage.write_atomic(path, run_page(histories).encode())
     print(path)
 
 

@@ -76,7 +76,8 @@ class History:
     @property
     def name(self) -> str:
         """The last part of its address."""
-        return self.url.rstrip("/").rpartition("/")[2] or self.url
+        path = storage.absolute(self.url).partition("?")[0].rstrip("/")
+        return path.rpartition("/")[2] or "run"
 
 
 def read_history(
