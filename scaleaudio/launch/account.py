@@ -35,7 +35,7 @@ class Account:
         elif kind == "metrics":
             self._first, self._last = self._first or event, event
         elif kind == "recovery":
-            self._lost_steps += event["lost_steps"]
+            self._lost_steps += event.get("lost_steps", 0)
         elif kind == "probe":
             self._probes.append((event["step"], event["score"]))
         elif kind == "checkpoint":

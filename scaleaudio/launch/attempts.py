@@ -151,6 +151,7 @@ class _Attempts:
         self._number += 1
         self._ended, self._running = {}, False
         ray.get(self._monitor.begin.remote(fault.step if fault else 0))
+        self._show({"kind": "phase", "text": f"starting {num_workers} worker(s)"})
         told = None if fault is None else fault.settings() | {"found_at": time.time()}
         grower = Grower(self._monitor, self._per_worker, self._most - num_workers, self._config.launch.resize_seconds)
         try:

@@ -52,7 +52,7 @@ def pretrain(
         run_url: a path or URL that all workers reach.
         fresh: delete what the run folder holds and start anew.
         max_hours: write a checkpoint and stop after that time.
-        on_event: gets what happens: the kinds of `report.events`, and metrics.
+        on_event: gets what happens: the kinds of `report.events`, metrics, and each phase before the first step.
         stop_asked: once it says so, a checkpoint is written and the run stops, as after a first Ctrl-C.
         debug: show Ray's and the workers' logs.
 
@@ -90,6 +90,7 @@ def pretrain(
         initial.load_into(config.build_encoder(), config.init_from)  # so that what does not fit is told at once
     with holding(run_url, on_event) as lease, ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(with_constants, config.frontend, stream)  # while Ray starts
+        on_event({"kind": "phase", "text": "connecting to Ray"})
         with clusters.cluster(config.launch, debug=debug):
             clusters.refuse_relative(given)
             placement = clusters.workers(config.launch, config.data.lanes)

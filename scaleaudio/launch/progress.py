@@ -63,6 +63,10 @@ class Progress(_Shown):
         kind = event["kind"]
         if kind == "metrics":
             self._show(event)
+        elif kind == "phase":
+            self._bar.update(self._task, description=escape(event["text"]))
+            if not self._console.is_terminal:
+                self._say(escape(event["text"]))
         elif kind == "checkpoint":
             self._saved = event["step"]
         elif kind in _SAID:

@@ -43,6 +43,12 @@ def test_a_job_s_log_has_the_figures_with_the_time_that_is_left() -> None:
     ]
 
 
+def test_before_the_first_step_it_is_told_what_is_waited_for() -> None:
+    phase = {"kind": "phase", "text": "starting 2 worker(s)"}
+    assert said([phase]) == "starting 2 worker(s)\n"
+    assert "starting 2 worker(s)" in said([phase], terminal=True)
+
+
 def test_the_last_step_is_always_told_and_has_nothing_left() -> None:
     last = said([STARTED, metrics(10), metrics(400)]).splitlines()[-1]
     assert last.startswith("step 400/400") and "left" not in last
