@@ -118,7 +118,7 @@ def test_differences_name_each_dotted_key_with_both_values() -> None:
     [
         ("seeed", "seed"),
         ("negatives.frequency_strenght", "negatives.frequency_strength"),
-        ("encoder.width", "encoder.widths"),
+        ("encoder.widhts", "encoder.widths"),
         ("learning_rate", "schedule.learning_rate"),
         ("data.clip_seconds", "clip_seconds"),
         ("objective.projector.norms", "objective.projector.norm"),
@@ -153,6 +153,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"negatives.time_strength": 0.05}, "negatives.time_strength 0.05: inside the dead zone"),
         ({"negatives.time_strength": 0.9}, "negatives.time_strength 0.9: time_reversal cannot move patterns that far"),
         ({"frontend.num_mels": 20, "encoder.kind": "audio_ntt"}, "frontend.num_mels 20: audio_ntt needs"),
+        ({"train.compile": "default", "launch.zero_stage": 3}, "train.compile default: not with launch.zero_stage 3"),
         ({"schedule.steps": 10}, "schedule: warmup_steps 50: expected fewer than steps (10)"),
     ],
 )  # fmt: skip
