@@ -88,16 +88,20 @@ def activation_bytes(config: TaskConfig, clips: int) -> int:
 def memory(config: TaskConfig, *, devices: tuple[int, ...], clips: int) -> dict[str, Any]:
     """The whole account of a config, as plain data; nothing of its size is ever made."""
     trained, target = parameters(config)
-    plain, checkpointed = (
+    plain, remade = (
         config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_activations": on})})
         for on in (False, True)
     )
+    try:
+        checkpointed = activation_bytes(remade, clips)
+    except ValueError:  # an encoder that cannot
+        checkpointed = None
     return {
         "trained": trained,
         "target": target,
         "clips": clips,
         "activations": activation_bytes(plain, clips),
-        "activations_checkpointed": activation_bytes(checkpointed, clips),
+        "activations_checkpointed": checkpointed,
         "held": {str(num): [one._asdict() for one in held(trained, target, num)] for num in devices},
     }
 
@@ -106,11 +110,13 @@ def table(result: dict[str, Any]) -> Table:
     """The account for the terminal, in GB on each device."""
     from rich.table import Table
 
-    kept, checkpointed = (result[name] / GB for name in ("activations", "activations_checkpointed"))
+    remade = result["activations_checkpointed"]
+    checkpointed = "this encoder cannot" if remade is None else f"{remade / GB:.2f} GB"
     trained, target = (result[name] / 1e6 for name in ("trained", "target"))
     made = Table(
         title=f"GB on each device; {trained:,.1f} million parameters trained, {target:,.1f} million of a target",
-        caption=f"activations of {result['clips']} clips on each: {kept:.2f} GB, checkpointed {checkpointed:.2f} GB",
+        caption=f"activations of {result['clips']} clips on each: {result['activations'] / GB:.2f} GB, "
+        f"checkpointed {checkpointed}",
     )
     for name in ("devices", "ZeRO stage", "weights", "gradients", "moments", "together", "with activations"):
         made.add_column(name, justify="right")

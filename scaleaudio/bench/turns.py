@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -100,7 +101,8 @@ class Elsewhere:
 
     def ask(self, number: int) -> None:
         """Begins a turn."""
-        self._pipe.send(number)
+        with suppress(OSError):  # the process is gone: `answer` says so
+            self._pipe.send(number)
 
     def answer(self) -> Timing:
         """What the turn took that was asked for.
@@ -110,7 +112,7 @@ class Elsewhere:
         """
         try:
             found = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join(5)
             found = f"its process ended with {self._process.exitcode}"
         if not isinstance(found, Timing):

@@ -45,6 +45,13 @@ def counting(start: int) -> Turn:
     return lambda number: Timing(start + number, 0.0)
 
 
+def test_a_contender_that_is_killed_is_missed() -> None:
+    with closing(Elsewhere(counting, 10)) as one:
+        one._process.kill()
+        with pytest.raises(RuntimeError, match="its process ended with -9"):
+            one(3)
+
+
 def test_a_contender_elsewhere_takes_its_turns_there_and_says_why_it_fails() -> None:
     with closing(Elsewhere(counting, 10)) as one, closing(Elsewhere(counting, -1)) as other:
         assert one(3) == Timing(13, 0.0)
