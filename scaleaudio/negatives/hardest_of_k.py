@@ -1,7 +1,7 @@
 """The default adversary: among K displacements of the asked strength, the one that the encoder confuses most.
 
 With s the cosine similarity and d_1 .. d_K drawn displacements, the negatives of x are the P = `num_kept` of the d_k(x)
-with the greatest s(z(x), z(d_k(x))). K = P takes all of them without asking the encoder.
+with the greatest s(z(x), z(d_k(x))) among those that changed x. K = P takes all of them without asking the encoder.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ class HardestOfKAdversary:
         with torch.no_grad():
             z_ND = F.normalize(embed(scored_NFS).float(), dim=-1)
         z_BD, z_BKD = z_ND[: len(anchor_BFS)], z_ND[len(anchor_BFS) :].view(-1, num, z_ND.shape[1])
-        best_BP = torch.einsum("bd,bkd->bk", z_BD, z_BKD).topk(num_kept, dim=1).indices
+        similarity_BK = torch.einsum("bd,bkd->bk", z_BD, z_BKD)
+        # a candidate that hardly changed is the most similar of all, and no negative
+        similarity_BK = similarity_BK.masked_fill(~candidates.valid_N.view(-1, num), -2.0)
+        best_BP = similarity_BK.topk(num_kept, dim=1).indices
         first_B1 = num * torch.arange(len(anchor_BFS), device=anchor_BFS.device)[:, None]
         best_N = (first_B1 + best_BP).flatten()
         return Found(*(of_each_N[best_N] for of_each_N in candidates))

@@ -11,7 +11,7 @@ from tiny import GLOBAL_BATCH, batch, config
 from torch import Tensor
 
 from scaleaudio.negatives import Found, HardestOfK
-from scaleaudio.negatives.displace import FREQUENCY_FAMILIES, TIME_FAMILIES
+from scaleaudio.negatives.displace import FREQUENCY_FAMILIES, TIME_FAMILIES, Family
 from scaleaudio.types import Draws
 from scaleaudio.views import Axis, ResizeCropConfig, ViewsConfig, dead_zone
 
@@ -181,6 +181,13 @@ def test_silence_and_what_a_displacement_does_not_change_is_no_negative() -> Non
     mel_BFS[1] = torch.randn(F, 1)  # a steady spectrum, displaced along time alone
     found = find(HardestOfK(frequency_strength=0, fill="wrap", num_candidates=1), mel_BFS)
     assert found.valid_N.tolist() == [False, False] + [True] * (GLOBAL_BATCH - 2)
+
+
+def test_a_candidate_that_changes_nothing_is_not_picked_though_it_is_the_most_similar() -> None:
+    steady = torch.randn(1, F, 1).expand(GLOBAL_BATCH, F, S)  # reversing it in time changes nothing
+    families: tuple[Family, ...] = ("time_reversal", "frequency_shift")
+    found = find(HardestOfK(families=families, fill="wrap", num_candidates=16), steady)
+    assert found.valid_N.all() and set(found.family_N.tolist()) == {0}  # frequency families come first
 
 
 def test_min_change_is_a_part_of_the_clips_own_spread() -> None:
