@@ -109,13 +109,15 @@ def _scores(
 
 def _write(results: Results, curves: list[Sensitivity], folder: Path) -> None:
     from scaleaudio.report import scores as report
+    from scaleaudio.report.evaluation import evaluation_page
     from scaleaudio.report.findings import findings_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(results, folder / "scores.json")
     report.draw_scores(results, folder / "scores.png")
     (folder / "scores.md").write_text(report.score_markdown(results) + findings_markdown(results), encoding="utf-8")
-    print(f"{folder / 'scores.json'}, {folder / 'scores.md'}, {folder / 'scores.png'}")
+    (folder / "report.html").write_text(evaluation_page(results, curves), encoding="utf-8")
+    print(", ".join(str(folder / name) for name in ("scores.json", "scores.md", "scores.png", "report.html")))
 
 
 def _sensitivity(

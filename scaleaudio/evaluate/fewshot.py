@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scaleaudio.evaluate.answers import Answer, answers, resamples, seed_of, with_training_rows
+from scaleaudio.evaluate.answers import Answer, answers, around, resamples, seed_of, with_training_rows
 from scaleaudio.evaluate.several import classes_of
 from scaleaudio.evaluate.split import Plan
 from scaleaudio.findings import FewShot
@@ -34,8 +34,8 @@ def few_shot(
             for metric, answer in answers(part, z_ND, seed, "fixed").items():
                 by_metric.setdefault(metric, []).append(answer)
         for metric, found in by_metric.items():
-            low, high = _interval(found, seed_of(seed, plan, f"{metric}/{num} shots"))
             mean = float(np.mean([answer.score for answer in found]))
+            low, high = around(mean, _resampled(found, seed_of(seed, plan, f"{metric}/{num} shots")))
             yield FewShot(model, plan.task.title, metric, num, num_draws, mean, low, high, num_short)
 
 
@@ -59,11 +59,11 @@ def _draw(plan: Plan, fold: int, num: int, seed: int) -> tuple[npt.NDArray[np.in
     return chosen, sum(len(of_class) < num for of_class in taken.values())
 
 
-def _interval(found: Sequence[Answer], seed: int) -> tuple[float, float]:
-    """The 95 % interval over resamples of the draws and of the test clips together."""
+def _resampled(found: Sequence[Answer], seed: int) -> npt.NDArray[np.float64]:
+    """The mean over draws, in resamples of the draws and of the test clips together."""
     count_RN = resamples(len(found[0]), seed)
     value_RJ = np.stack([answer.resampled(count_RN) for answer in found], axis=1)
     num = len(found)
     share_RJ = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), len(count_RN)) / num
-    low, high = np.percentile((share_RJ * value_RJ).sum(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    means: npt.NDArray[np.float64] = (share_RJ * value_RJ).sum(axis=1)
+    return means

@@ -31,15 +31,15 @@ def run_page(histories: Sequence[History]) -> str:
     """The page of some runs as HTML."""
     names = _names(histories)
     series = {name: with_derived(history) for name, history in zip(names, histories, strict=True)}
-    script = _text("page.js")
-    page: str = _template().render(
+    script = text("page.js")
+    page: str = template("page.html").render(
         title=", ".join(names),
         runs=[_run(name, history, number) for number, (name, history) in enumerate(zip(names, histories, strict=True))],
         groups=list(_groups(histories, series)),
         differing=_differing(names, histories),
         made=clock(max(history.read_at for history in histories)),
         version=__version__,
-        style=_text("page.css"),
+        style=text("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -98,12 +98,14 @@ def _names(histories: Sequence[History]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template of report/page, which escapes all that it is given."""
     environment = Environment(
-        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """A file of report/page."""
     return (files("scaleaudio.report") / "page" / name).read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from scaleaudio.evaluate.answers import Ranked, resamples
 from scaleaudio.evaluate.several import (
     classes_of,
     linear_scores,
@@ -36,6 +37,15 @@ def test_a_resample_scores_as_its_clips_written_out_would() -> None:
     for counts, found in zip(count_RN, resampled_map(truth_NC, score_NC, count_RN), strict=True):
         rows = np.repeat(np.arange(60), counts)
         assert found == pytest.approx(mean_average_precision(truth_NC[rows], score_NC[rows]), abs=1e-12)
+
+
+def test_the_interval_lies_around_the_score_though_resamples_score_higher() -> None:
+    truth_NC, score_NC = scored(40)
+    answer = Ranked(score_NC, truth_NC, "")
+    value_R = answer.resampled(resamples(40, 0))
+    low, high = answer.interval(0)
+    assert value_R.mean() > answer.score and low < answer.score < high
+    assert high - low == pytest.approx(np.subtract(*np.percentile(value_R, (97.5, 2.5))), abs=1e-9)
 
 
 def test_an_order_by_chance_scores_the_share_of_the_class() -> None:
