@@ -16,13 +16,13 @@ from scaleaudio.config import Config, override, validate
 from scaleaudio.report.runlog import read_events, read_metrics
 from scaleaudio.train import PlainEngine, fit
 
-# A tenth of a second a step on one core, so that there is time for faults; one candidate, so that no tie is decided by
-# the last bit of a weight.
+# A tenth of a second a step on one core, so that there is time for faults; and small steps: at a learning rate of 3e-4
+# rounding alone (the same run encoded in chunks) made losses differ by 0.5 % after 70 steps.
 SLOW_STEPS = {
     "data.global_batch": 16,
     "encoder.widths": [8, 24],
     "frontend": {"num_mels": 32, "hop_samples": 160, "mean": -8.0, "std": 4.0},
-    "schedule": {"steps": 5000, "warmup_steps": 4, "learning_rate": 3e-4},
+    "schedule": {"steps": 5000, "warmup_steps": 4, "learning_rate": 3e-5},
     "checkpoint": {"every_steps": 10, "keep_last": 3},
     "launch": {"workers": 2, "report_every_steps": 1, "resize_seconds": 1},
 }
