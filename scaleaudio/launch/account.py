@@ -46,7 +46,8 @@ class Account:
         if self._first is not None and self._last is not None and self._began is not None:
             steps = self._last["step"] - self._first["step"]
             pace = f" in {duration(self._clock() - self._began)}"
-            yield f"loss {self._first['loss']:.3f} -> {figures(self._last)}{pace if steps else ''}"
+            before = f"loss {self._first['loss']:.3f} -> " if steps else "loss "
+            yield before + figures(self._last).removeprefix("loss ") + (pace if steps else "")
         if self._probes:
             step, best = max(self._probes, key=lambda probe: probe[1])
             yield f"held-out probe {self._probes[-1][1]:.3f}, the best {best:.3f} at step {step}"
@@ -61,5 +62,6 @@ def next_commands(run_url: str, *, finished: bool) -> Iterator[str]:
     run_url = shlex.quote(run_url)
     yield f"scaleaudio show run {run_url}"
     if finished:
-        yield f"scaleaudio evaluate {run_url} LABELLED_FOLDER --baselines"
+        beside = "" if "://" in run_url else f" --out {run_url}/evaluation"  # where its page looks
+        yield f"scaleaudio evaluate {run_url} LABELLED_FOLDER --baselines{beside}"
         yield f"scaleaudio export {run_url} encoder/"

@@ -19,6 +19,8 @@ NUM_BINS = 300  # of a chart about 400 pixels wide
 COLOURS = tuple(f"c{number}" for number in range(8))  # CSS classes
 _DASHES = ("", "dash", "dots")
 _WATCH = "Collapse watch and optimisation"
+_MOST_MARKS = 100
+_MOST_OTHERS = 48  # scalars of no known name, each with a chart of its own
 _FAMILY = "negatives/family_"
 _WAIT, _STEP = "data_wait_seconds", "step_seconds"
 
@@ -198,16 +200,23 @@ def _on(grid: Bins, bins: Bins) -> Bins:
 
 def _others(series: Mapping[str, Series]) -> list[str]:
     known = {name for wanted in WANTED for name in wanted.names}
-    return sorted(name for name in series if name not in known and not name.startswith((_FAMILY, _PROBE)))
+    return sorted(name for name in series if name not in known and not name.startswith((_FAMILY, _PROBE)))[
+        :_MOST_OTHERS
+    ]
 
 
-def marks(events: Sequence[Mapping[str, Any]]) -> list[Mark]:
-    """What the charts show of the events: faults, and where the run went on."""
-    found = []
+def marks(events: Sequence[Mapping[str, Any]], num_steps: int) -> list[Mark]:
+    """What the charts show of the events: faults, and where the run went on; those that would touch are one."""
+    found: dict[tuple[str, int], Mark] = {}
     for event in events:
-        step = event.get("step", 0)
-        if event.get("kind") == "fault":
-            found.append(Mark(step, "fault", str(event.get("what") or event.get("fault"))))
-        elif event.get("kind") == "started" and step > 0:
-            found.append(Mark(step, "resumed", f"goes on with {event.get('workers', '?')} worker(s)"))
-    return found
+        step, kind = event.get("step", 0), event.get("kind")
+        if type(step) is not int or not 0 <= step <= num_steps:
+            continue
+        if kind == "fault":
+            mark = Mark(step, "fault", str(event.get("what") or event.get("fault")))
+        elif kind == "started" and step > 0:
+            mark = Mark(step, "resumed", f"goes on with {event.get('workers', '?')} worker(s)")
+        else:
+            continue
+        found[mark.kind, _MOST_MARKS * step // max(num_steps, 1)] = mark
+    return list(found.values())

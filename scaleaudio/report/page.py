@@ -78,7 +78,7 @@ def _groups(
     charts = list(charts_of_one(next(iter(series.values()))) if alone else charts_of_many(series))
     ends = [int(column.step_N[-1]) for columns in series.values() for column in columns.values() if len(column.step_N)]
     x_range = (0.0, float(max(ends, default=0) + 1))
-    lines = marks(histories[0].events) if alone else []
+    lines = marks(histories[0].events, round(x_range[1])) if alone else []
     by_group = sorted(charts, key=lambda pair: _GROUPS.index(pair[0]))
     for group, members in groupby(by_group, key=lambda pair: pair[0]):
         yield group, [draw(chart, x_range, lines) for _, chart in members]

@@ -113,7 +113,7 @@ def test_the_account_of_a_run_tells_how_it_went() -> None:
     for event in [STARTED, metrics(10), {"kind": "fault"}, STARTED, RECOVERY, *probes, checkpoint, metrics(390)]:
         account.on_event(event)
     assert list(account.went()) == [
-        "loss 3.900 -> loss 0.100  positive 0.90  negative 0.50  others 0.05  rank 40  160 clips/s in 10 min",
+        "loss 3.900 -> 0.100  positive 0.90  negative 0.50  others 0.05  rank 40  160 clips/s in 10 min",
         "held-out probe 0.700, the best 0.800 at step 100",
         "1 fault(s), 10 steps taken again",
         "newest checkpoint: runs/a/checkpoints/step-390",
@@ -127,7 +127,7 @@ def test_a_run_that_never_reported_has_nothing_to_tell() -> None:
 def test_the_next_commands_can_be_pasted() -> None:
     assert list(next_commands("runs/a b", finished=True)) == [
         "scaleaudio show run 'runs/a b'",
-        "scaleaudio evaluate 'runs/a b' LABELLED_FOLDER --baselines",
+        "scaleaudio evaluate 'runs/a b' LABELLED_FOLDER --baselines --out 'runs/a b'/evaluation",
         "scaleaudio export 'runs/a b' encoder/",
     ]
     assert list(next_commands("runs/a", finished=False)) == ["scaleaudio show run runs/a"]

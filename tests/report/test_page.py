@@ -290,6 +290,14 @@ def test_several_runs_lie_over_one_another_and_say_where_their_configs_differ(
     assert "schedule.learning_rate 0.0003 0.5" in page.text and "Similarity in the projection: negative" in page.text
 
 
+def test_a_thousand_faults_and_scalars_stay_readable(run: Path) -> None:
+    faults = [fault("worker", step % 200, "died") | {"time": 1e9 + step} for step in range(1000)]
+    write_lines(run / "events.jsonl", faults)
+    write_lines(run / "metrics.jsonl", [record(9) | {f"mine/{number}": 1.0 for number in range(1000)}])
+    text = run_page([read_history(str(run))])
+    assert len(text) < 1_000_000 and Page(text).data()
+
+
 @pytest.mark.parametrize(
     ("last", "age", "kind"),
     [
