@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,15 @@ from scaleaudio.export.folder import export
 pytestmark = pytest.mark.slow
 
 # What X-ARES 0.1.3 needs beside what is here; nnAudio is what EVAR makes its spectrograms with.
-PACKAGES = """
+XARES = """
 xares==0.1.3 jiwer==4.0.0 lightning-utilities==0.15.3 loguru==0.7.3 pytorch-ignite==0.5.5 RapidFuzz==3.14.6
 tokenizers==0.23.3 torchmetrics==1.9.0 transformers==5.24.0 nnAudio==0.3.4
+"""
+
+# HEAR's validator wants TensorFlow beside it, whatever it validates.
+HEAR = """
+hearvalidator==2021.0.2 tensorflow-cpu==2.21.0 astunparse==1.6.3 gast==0.7.0 google-pasta==0.2.0 h5py==3.14.0
+keras==3.15.1 libclang==18.1.1 namex==0.1.0 opt_einsum==3.4.0 optree==0.20.0 termcolor==3.3.0 wheel==0.48.0
 """
 
 # torchaudio 2.9 and later read files by FFmpeg alone; libsndfile reads these just as well.
@@ -50,19 +57,27 @@ def pitch_config(encoder):
 """
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter that sees the packages of this one, and the peers'."""
-    folder = tmp_path_factory.mktemp("peers") / "venv"
+def environment(folder: Path, packages: str) -> str:
+    """An interpreter that sees the packages of this one, and others."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     site = next((folder / "lib").glob("python*")) / "site-packages"
     paths = [sysconfig.get_paths()["purelib"], str(Path(bundle.__file__).parents[1])]
     (site / "ours.pth").write_text("\n".join(paths) + "\n")
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    made = subprocess.run([*pip, *PACKAGES.split()], capture_output=True, text=True, timeout=280)
+    made = subprocess.run([*pip, *packages.split()], capture_output=True, text=True, timeout=280)
     if made.returncode:
-        pytest.skip(f"the peers' packages cannot be installed: {made.stderr.strip().splitlines()[-1][:200]}")
+        pytest.skip(f"the peer's packages cannot be installed: {made.stderr.strip().splitlines()[-1][:200]}")
     return str(folder / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return environment(tmp_path_factory.mktemp("peers") / "xares", XARES)
+
+
+@pytest.fixture(scope="module")
+def hear_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return environment(tmp_path_factory.mktemp("peers") / "hear", HEAR)
 
 
 def run(python: str, folder: Path, code: str) -> str:
@@ -111,6 +126,17 @@ def test_the_checker_of_x_ares_passes_the_encoder(python: str, tmp_path: Path) -
         "assert check_audio_encoder(attr_from_py_path('encoder/xares_encoder.py', endswith='Encoder')())"
     )
     run(python, tmp_path, code)
+
+
+@pytest.mark.parametrize("changes", [{}, AUDIO_NTT])
+def test_the_validator_of_hear_passes_the_module(changes: dict[str, Any], hear_python: str, tmp_path: Path) -> None:
+    folder = bundle.save(untrained(config(changes)), tmp_path / "encoder")
+    code = (
+        "from hearvalidator.validate import ValidateModel\n"
+        f"ValidateModel('scaleaudio.export.hear', {str(folder)!r}, device='cpu')()"
+    )
+    said = run(hear_python, tmp_path, code)
+    assert "Interval between timestamps is 40.0ms" in said
 
 
 def test_the_slaney_front_end_is_evars(python: str, tmp_path: Path) -> None:
