@@ -23,8 +23,8 @@ class AudioEncoder(nn.Module):
 
     Clips longer than CHUNK_SECONDS are embedded in chunks, at most AT_ONCE_SECONDS of audio at a time. The chunks
     overlap by what an embedding frame depends on, so the frames are those of the whole clip up to rounding. An encoder
-    whose frames depend on the whole clip (attention, group norm, position vectors in time) takes each chunk as a clip
-    of its own.
+    whose frames depend on the whole clip (group norm, position vectors in time, some backbones of timm) takes each
+    chunk as a clip of its own; one that goes over a clip in windows does so over the whole clip.
 
     Attributes:
         config: the task's config, with the measured front-end constants.
@@ -103,6 +103,8 @@ class AudioEncoder(nn.Module):
         missing = encoder.frame_stride - mel_BFS.shape[-1]
         if missing > 0:  # a clip shorter than one embedding frame: its last spectrogram frame goes on
             mel_BFS = nn.functional.pad(mel_BFS, (0, missing), mode="replicate")
+        if encoder.embeds_windows:
+            return encoder.frames(mel_BFS)
         return in_chunks(encoder.frames, mel_BFS, embedding, dim=1)
 
     def _check(self, wave_BT: Tensor, sample_rate_hz: int | None) -> None:

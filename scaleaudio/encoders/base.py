@@ -22,12 +22,14 @@ class Encoder(nn.Module):
         frame_stride: spectrogram frames to one embedding frame.
         context_frames: how many spectrogram frames before and after its own an embedding frame depends on; None where
             it may depend on all of them. Long clips are embedded in chunks that overlap by so much.
+        embeds_windows: whether `frames` itself goes over long clips window by window, so that they need no chunks.
         frame_centre: the spectrogram frame, a fraction maybe, in the middle of the first embedding frame.
     """
 
     embedding_dim: int
     frame_stride: int
     context_frames: int | None = None
+    embeds_windows: bool = False
     frame_centre: float = 0.0
     _keeps_activations = True
 

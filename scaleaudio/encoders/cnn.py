@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scaleaudio.encoders.base import AddPosition, Encoder, Norm, Position, norm_2d
+from scaleaudio.encoders.base import AddPosition, Encoder, Norm, Position, local, norm_2d
 from scaleaudio.types import Settings
 
 
@@ -47,6 +47,8 @@ class CNN(Encoder):
                 "choose fewer widths, more mels or longer clips"
             )
         self.embedding_dim = config.widths[-1]
+        self.frame_centre = (self.frame_stride - 1) / 2
+        self.context_frames = local(self.frame_stride - 1, config.position, config.norm)
         self.position = AddPosition(config.position, 1, num_mels, num_frames)
         pairs = zip((1, *config.widths), config.widths, strict=False)
         self.blocks = nn.ModuleList(_block(config.norm, *pair) for pair in pairs)

@@ -45,6 +45,7 @@ class TimmEncoder(Encoder):
         sized = _made_for_one_size(config, size)
         self.backbone: Any = _create(config) if sized is None else sized[0]
         self._window = None if sized is None else sized[1]
+        self.embeds_windows = sized is not None
         self._strides = _strides(self.backbone, config.model)
         self.frame_stride = self._strides[1]
         self.frame_centre = (self.frame_stride - 1) / 2

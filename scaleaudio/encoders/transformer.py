@@ -54,6 +54,7 @@ class Transformer(Encoder):
         self.embedding_dim = config.width
         self.frame_stride = config.patch_frames
         self.frame_centre = (self.frame_stride - 1) / 2
+        self.embeds_windows = True
         columns = -(-num_frames // config.patch_frames)
         self._window = columns * config.patch_frames
         patch = (config.patch_mels, config.patch_frames)
