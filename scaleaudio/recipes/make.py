@@ -11,7 +11,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +30,8 @@ from scaleaudio.errors import InputError
 from scaleaudio.recipes.base import AUDIO, Recipe, Row, Tree
 from scaleaudio.recipes.unpack import is_archive, unpack
 
+_HALF_WRITTEN = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+_AT_WORK_SECONDS = 60
 _LABELS, _MISSING, _ABOUT, _AUDIO = "labels.csv", "missing.csv", "recipe.json", "audio"
 
 
@@ -146,7 +150,15 @@ def _unpack(archives: Sequence[Path], src: Path, folder: Path, progress: bool) -
             warnings += [f"{archive.name}: {name}: {reason}; left out" for name, reason in done.refused[:5]]
             if len(done.refused) > 5:
                 warnings.append(f"{archive.name}: and {len(done.refused) - 5} more members left out")
+    _sweep(folder)
     return warnings
+
+
+def _sweep(folder: Path) -> None:
+    """Removes half-written files of calls that were killed; not those of a call that is still at work."""
+    for path in folder.rglob(".*.tmp"):
+        if _HALF_WRITTEN.search(path.name) and time.time() - path.stat().st_mtime > _AT_WORK_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,13 @@ def test_parts_that_are_not_there_at_all_are_said(tmp_path: Path) -> None:
     said = make(RECIPES["librispeech"], src, tmp_path / "out").warnings
     assert "subset train-other-500: no clips; officially there are 148688" in said
     assert "subset dev-clean: 1 clips; officially there are 2703" in said
+
+
+def test_what_a_killed_call_left_half_written_is_removed_in_the_end(recipe: Recipe, src: Path, tmp_path: Path) -> None:
+    archive, folder = pack(src, tmp_path / "esc.zip"), tmp_path / "out" / "audio" / "audio"
+    make(recipe, archive, tmp_path / "out")
+    for name, age_seconds in ((".1-dog.wav.0123abcd.tmp", 3600), (".1-cat.wav.0123abcd.tmp", 0), (".mine.tmp", 3600)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age_seconds,) * 2)
+    assert make(recipe, archive, tmp_path / "out").num_clips == 4
+    assert sorted(path.name for path in folder.glob(".*")) == [".1-cat.wav.0123abcd.tmp", ".mine.tmp"]
