@@ -84,7 +84,7 @@ class Ledger:
         """Takes in what Tune tells of a trial (`tuning.Watch`)."""
         record = self._records[number]
         if what["kind"] == "recovers":
-            self._on_event({"kind": "warning", "trial": number, "text": "its process was lost; it is tried again"})
+            self._on_event({"kind": "warning", "trial": number, "text": f"{what['failure']}; it is tried again"})
             self._before[number] = record.seconds
         elif what["kind"] == "begins":
             self._interrupted.discard(number)

@@ -71,18 +71,18 @@ def refuse_foreign(run_url: str, wanted: str) -> None:
     """Raises InputError where there is something that is no run; `wanted` says what it would be taken for."""
     if storage.exists(run_url) and not storage.is_folder(run_url):
         raise InputError(f"{run_url}: a file; expected {wanted}. Give another --out.")
-    if not _is_run(run_url) and _files(run_url):
+    if not _is_run(run_url) and files(run_url):
         raise InputError(f"{run_url}: holds files but no run's {CONFIG}, so it is not {wanted}. Give another --out.")
 
 
 def clear(run_url: str) -> None:
     """Deletes all that the run has left, but not its lease."""
-    for name in sorted({_below(run_url, url).partition("/")[0] for url in _files(run_url)}):
+    for name in sorted({_below(run_url, url).partition("/")[0] for url in files(run_url)}):
         storage.delete_tree(storage.join(run_url, name))
 
 
-def _files(run_url: str) -> list[str]:
-    """The run folder's files, as far as they are not a driver's claim to it."""
+def files(run_url: str) -> list[str]:
+    """The files of a run's or a sweep's folder, as far as they are not a driver's claim to it."""
     return [url for url in storage.list_files(run_url) if not _below(run_url, url).startswith(f"{lease.FOLDER}/")]
 
 

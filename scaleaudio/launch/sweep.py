@@ -22,8 +22,9 @@ from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch.following import following, in_thread
 from scaleaudio.launch.ledger import Ledger, Stage, wanted_trials
 from scaleaudio.launch.monitor import Event, Monitor
+from scaleaudio.launch.pretrain import holding
 from scaleaudio.launch.probe import check_tasks
-from scaleaudio.launch.run_folder import FREE
+from scaleaudio.launch.run_folder import FREE, clear, files
 from scaleaudio.report.trials import TrialRecord, read_trials
 from scaleaudio.sweep.plan import Plan
 from scaleaudio.sweep.proposer import Proposer
@@ -54,7 +55,7 @@ def sweep(
         debug: show Ray's and the workers' logs.
 
     Raises:
-        InputError: for data, a probe or a folder that do not fit.
+        InputError: for data, a probe or a folder that do not fit, or when another driver runs this sweep.
         RunFailed: when every trial failed.
     """
     given = {"the sweep's folder": sweep_url, **_urls(plan)}
@@ -65,15 +66,14 @@ def sweep(
     if plan.sweep.searcher == "optuna":
         Proposer(plan, [])  # says now where optuna is missing
     saved = _saved(sweep_url)
-    with ThreadPoolExecutor(
-        1
-    ) as beside:  # the front-end's constants are measured once for all trials, while Ray starts
+    with holding(sweep_url, on_event), ThreadPoolExecutor(1) as beside:
+        # The front-end's constants are measured once for all trials, while Ray starts.
         measuring = beside.submit(_with_constants, located, None if fresh else saved)
         with clusters.cluster(_launch(plan), debug=debug):
             clusters.refuse_relative(given)
             located = measuring.result()
             if fresh:
-                storage.delete_tree(sweep_url)
+                clear(sweep_url)
             elif saved is not None:
                 _refuse_other(located, saved, sweep_url)
             storage.write_atomic(storage.join(sweep_url, SWEEP), located.dump().encode())
@@ -110,7 +110,7 @@ def _saved(sweep_url: str) -> dict[str, Any] | None:
     """What the folder says that it holds; None for a new one."""
     path = storage.join(sweep_url, SWEEP)
     if not storage.exists(path):
-        if storage.exists(sweep_url) and (not storage.is_folder(sweep_url) or storage.list_files(sweep_url)):
+        if storage.exists(sweep_url) and (not storage.is_folder(sweep_url) or files(sweep_url)):
             raise InputError(f"{sweep_url}: holds files but no {SWEEP}, so it is no sweep's. Give another --out.")
         return None
     tree = yaml.safe_load(storage.read_bytes(path))
@@ -188,6 +188,7 @@ class _Stage:
         os.environ |= {
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a run that failed has no score
+            "RAY_AIR_NEW_OUTPUT": "0",  # the new one is not silent when it is told to be
             "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(debug)),
         }
         in_thread(self._tuner(waiting, proposer, slots, debug).fit)

@@ -44,7 +44,7 @@ class TrialsProgress:
         elif event["kind"] == "warning":
             whose = f"trial {event['trial']}: " if "trial" in event else ""
             self._say(f"[bold yellow]warning:[/] {whose}{escape(event['text'])}")
-        elif event.get("trial") in self._tasks:
+        elif event.get("trial") in self._tasks and "step" in event:
             self._bar.update(self._tasks[event["trial"]], completed=event["step"])
 
     def _show(self, record: TrialRecord) -> None:

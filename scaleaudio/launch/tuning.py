@@ -159,12 +159,16 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process was lost, and it is tried again."""
-        self._on_change(trial.config["trial"]["number"], {"kind": "recovers"})
+        self._on_change(trial.config["trial"]["number"], {"kind": "recovers", "failure": _failure(trial)})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process was lost more often than it may."""
-        failure = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
-        self._on_change(trial.config["trial"]["number"], {"kind": "error", "failure": failure})
+        self._on_change(trial.config["trial"]["number"], {"kind": "error", "failure": _failure(trial)})
+
+
+def _failure(trial: Any) -> str:
+    lines = [line.strip() for line in str(trial.get_pickled_error() or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "its process was lost"
 
 
 class StopWhen(Stopper):  # type: ignore[misc]

@@ -101,6 +101,19 @@ def test_a_resumed_trial_adds_to_its_time_and_keeps_its_scores(plan: Plan, tmp_p
     assert ledger.records()[0].scores == [(10, 0.1), (20, 0.25)] and ledger.records()[0].seconds == 103.0
 
 
+def test_a_trial_that_is_tried_again_says_why_and_keeps_its_time(plan: Plan, tmp_path: Path) -> None:
+    first, told = wanted_trials(plan, [], "search"), list[dict[str, Any]]()
+    ledger = Ledger(plan, str(tmp_path), first, told.append)
+    ledger.on_change(1, {"kind": "begins"})
+    ledger.on_change(1, result(first[1], step=10, score=0.5))
+    ledger.on_change(1, {"kind": "recovers", "failure": "the node was lost"})
+    ledger.on_change(1, {"kind": "begins"})
+    ledger.on_change(1, result(first[1], step=20, score=0.6))
+    assert [event["text"] for event in told if event["kind"] == "warning"] == ["the node was lost; it is tried again"]
+    record = ledger.records()[1]
+    assert (record.state, record.scores, record.seconds) == ("running", [(10, 0.5), (20, 0.6)], 6.0)
+
+
 def test_only_the_best_and_the_baseline_keep_their_checkpoints(plan: Plan, tmp_path: Path) -> None:
     first = wanted_trials(plan, [], "search")
     ledger = Ledger(plan, str(tmp_path), first, lambda event: None)
