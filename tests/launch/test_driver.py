@@ -37,7 +37,7 @@ def program(tiny_tree: dict[str, Any], tmp_path: Path) -> Iterator[Program]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_driver_told_to_go_leaves_a_checkpoint_and_one_killed_is_followed(program: Program) -> None:
     """SIGTERM, then SIGKILL, then SIGTERM again; the losses are those of a run that nobody disturbed."""
     driver = program.start()

@@ -15,7 +15,7 @@ from programs import Program, config_of, undisturbed_losses
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(1800),
     # Ray lets go of its processes without waiting for them.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -47,7 +47,7 @@ class Program:
             )
         return self.process
 
-    def wait_for(self, kind: str, count: int = 1, seconds: float = 300, **fields: Any) -> dict[str, Any]:
+    def wait_for(self, kind: str, count: int = 1, seconds: float = 600, **fields: Any) -> dict[str, Any]:
         """The `count`-th event of this kind with these fields, once it is there."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
