@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +72,8 @@ def export(
 
     notes = CardNotes(data, licence, scores, scores_of)
     keys = parse_overrides(frontend or [])
+    if onnx or program:
+        print("writing and checking a graph takes half a minute", file=sys.stderr)
     extras = {"state_dict": state_dict, "onnx": onnx, "program": program}
     print(write(model, local_folder(out), notes, frontend=keys, **extras))
     if push is not None:

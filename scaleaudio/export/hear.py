@@ -74,7 +74,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     """
     encoder = model.encoder
     shift = encoder.encoder.frame_stride // model.passes * encoder.config.frontend.hop_samples
-    starts = range(0, min(model.passes * shift, audio.shape[1]), shift)
+    starts = range(0, max(1, min(model.passes * shift, audio.shape[1])), shift)
     passes = [encoder.frames(audio[:, start:]).float() for start in starts]
     together_BSD = _interleaved(passes)
     hop_ms = 1000 * shift / model.sample_rate

@@ -20,6 +20,7 @@ except ImportError as missing:
 
 from scaleaudio import bundle
 from scaleaudio.embedder import AudioEncoder
+from scaleaudio.errors import RunFailed
 from scaleaudio.export.folder import write_folder
 
 _FILES = ("*.json", "*.safetensors", "README.md")
@@ -86,7 +87,16 @@ def push(folder: str | Path, name: str) -> str:
     """Puts all files of an exported folder into the model `name` on the Hub, made where it is not there yet.
 
     Gives the address of the commit.
+
+    Raises:
+        RunFailed: the Hub cannot be reached, or refuses; the folder is as it was.
     """
     hub = HfApi(library_name="scaleaudio")
-    hub.create_repo(name, repo_type="model", exist_ok=True)
-    return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a scaleaudio encoder"))
+    try:
+        hub.create_repo(name, repo_type="model", exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a scaleaudio encoder"))
+    except Exception as error:  # of whichever HTTP client the Hub's library has
+        raise RunFailed(
+            f"{folder} is written, but {name} was not pushed to the Hub ({type(error).__name__}: {error}). Is there a "
+            "network, and a login (`hf auth login`)?"
+        ) from error

@@ -149,6 +149,8 @@ def test_wrapped_and_prefixed_weights_are_found(wrap: Callable[[Any], Any], tmp_
     [
         (lambda state: state.pop("fc.3.bias"), r"BYOL-A's layout, came one with fc.3.bias .missing."),
         (lambda state: state.update({"head.weight": torch.zeros(2)}), r"head.weight .not in the layout."),
+        (lambda state: state.update({"fc.0.weight": torch.zeros(7)}), r"a multiple of 512 columns, came \[7\]"),
+        (lambda state: state.update({"fc.0.weight": torch.zeros(512, 100)}), r"a multiple of 512 columns"),
         (lambda state: state.clear(), "cannot be read as a state dict of tensors"),
         (lambda state: state.update({"epoch": 3}), "cannot be read as a state dict of tensors .it holds features.0"),
     ],

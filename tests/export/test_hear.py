@@ -96,6 +96,16 @@ def test_ten_minutes_have_regular_timestamps_too(tmp_path: Path) -> None:
     assert (gaps - gaps.mean()).abs().max() < 1e-3 and stamps.max() <= 600_000
 
 
+@pytest.mark.parametrize("num_samples", [0, 1, 2])
+def test_hardly_any_audio_has_a_timestamp_and_none_is_refused(num_samples: int, tmp_path: Path) -> None:
+    model = model_of(tmp_path)
+    if num_samples == 0:
+        with pytest.raises(ValueError, match="at least one sample"):
+            hear.get_timestamp_embeddings(torch.zeros(2, 0), model)
+    else:
+        assert hear.get_timestamp_embeddings(torch.zeros(2, num_samples), model)[1].shape == (2, 1)
+
+
 def test_without_a_path_the_environment_names_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"no encoder named: .* set SCALEAUDIO_MODEL"):
         hear.load_model()

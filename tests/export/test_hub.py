@@ -10,8 +10,9 @@ from tiny import config
 
 import scaleaudio
 from scaleaudio import bundle
+from scaleaudio.errors import RunFailed
 from scaleaudio.export.folder import export
-from scaleaudio.export.hub import HubEncoder
+from scaleaudio.export.hub import HubEncoder, push
 
 
 @pytest.fixture
@@ -43,3 +44,16 @@ def test_a_card_that_is_there_is_kept(hub_encoder: HubEncoder, tmp_path: Path) -
     (tmp_path / "README.md").write_text("---\nlicense: cc0-1.0\n---\nMine.\n")
     hub_encoder.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "---\nlicense: cc0-1.0\n---\nMine.\n"
+
+
+def test_a_hub_out_of_reach_is_told_and_the_folder_stays(
+    hub_encoder: HubEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_encoder.save_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunFailed, match=r"is written, but user/name was not pushed to the Hub .* and a login"):
+        push(tmp_path, "user/name")
+    with pytest.raises(RunFailed, match="was not pushed"):
+        push(tmp_path, "no/such/name")
+    assert scaleaudio.load(tmp_path).embedding_dim == 16

@@ -92,6 +92,17 @@ def test_a_difference_beyond_the_tolerance_leaves_no_file(tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_finite_is_a_difference(tmp_path: Path) -> None:
+    encoder, runs = trained({}), iter([1.0, float("nan"), 1.0])
+    with pytest.raises(RunFailed, match=r"differs from torch by nan"):
+        onnx._write_checked(
+            encoder,
+            tmp_path / "model.onnx",
+            lambda path: path.write_bytes(b"x"),
+            lambda path: lambda wave_BT: encoder(wave_BT) * next(runs),
+        )
+
+
 def test_an_encoder_that_is_no_single_graph_is_refused_in_one_line(tmp_path: Path) -> None:
     encoder = trained({})
     encoder.encoder.pool = lambda frames_BSD: frames_BSD[:, int(frames_BSD.sum()) :].mean(dim=1)  # type: ignore[method-assign]
