@@ -126,9 +126,9 @@ class Tree:
         found = self._found(name)
         copies = len(found) > 1 and len({path.read_bytes() for path, _ in found}) == 1
         if len(found) != 1 and not copies:
-            where = self._beside or self.root
+            where = self._beside or self.root.resolve()
             several = f"{len(found)} files {name}, such as {found[0][0]}: expected one" if found else f"no file {name}"
-            raise InputError(f"{where}: {several}. Give the official archive, or the folder that it unpacks to")
+            raise InputError(f"{where}: {several}. Give the data set as it is offered, all in one folder")
         return found[0]
 
     def _found(self, name: str) -> list[tuple[Path, str]]:

@@ -91,6 +91,8 @@ def _archives(recipe: Recipe, src: Path, out: Path) -> list[Path]:
         raise InputError(f"{src}: no such file or folder. {recipe.title}: {recipe.url}")
     if src.is_file():
         return [src]
+    if not src.is_dir():
+        raise InputError(f"{src}: neither a file nor a folder")
     below = [Path(entry.url) for entry in storage.list_entries(str(src), outside=str(out))]
     if any(path.name.lower().endswith(AUDIO) for path in below):
         return []

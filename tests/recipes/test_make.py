@@ -124,7 +124,7 @@ def test_what_is_no_source_says_what_would_be(
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (None, r"no file meta/esc50\.csv\. Give the official archive"),
+        (None, r"src: no file meta/esc50\.csv\. Give the data set as it is offered"),
         ("filename,fold\na.wav,1\n", r"no column 'category'; its columns are filename, fold"),
         (TABLE + "9-dog.wav,1\n", r"row 5 is cut off"),
         (
@@ -197,3 +197,9 @@ def test_what_a_killed_call_left_half_written_is_removed_in_the_end(recipe: Reci
         os.utime(folder / name, (time.time() - age_seconds,) * 2)
     assert make(recipe, archive, tmp_path / "out").num_clips == 4
     assert sorted(path.name for path in folder.glob(".*")) == [".1-cat.wav.0123abcd.tmp", ".mine.tmp"]
+
+
+def test_a_pipe_is_no_source(recipe: Recipe, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: neither a file nor a folder"):
+        make(recipe, tmp_path / "pipe", tmp_path / "out")
