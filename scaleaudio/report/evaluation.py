@@ -26,6 +26,7 @@ from scaleaudio.report.page import template, text
 from scaleaudio.report.scores import cell_text, notes, short
 from scaleaudio.scores import METRICS, Results, Sensitivity, TaskFacts
 
+_BEST_FIRST = ("linear", "linear_c0.05", "knn")
 _MOST_CLASSES_WRITTEN = 30  # beyond it, the pairs that are confused most stand in place of the table
 
 
@@ -85,17 +86,13 @@ def _task(results: Results, task: TaskFacts, hues: dict[str, str]) -> dict[str, 
 
 
 def _differences(results: Results) -> Iterator[dict[str, Any]]:
-    """The differences of each task and probe on one scale, 0 in the middle."""
-    if not results.comparisons:
-        return
-    reach = max(0.02, *(abs(end) for found in results.comparisons for end in (found.low, found.high)))
+    """The differences of each task by its best probe on one scale, 0 in the middle; the table has all probes."""
+    reach = max((abs(end) for found in results.comparisons for end in (found.low, found.high)), default=0.0) or 1.0
     for task in dict.fromkeys(found.task for found in results.comparisons):
         of_task = [found for found in results.comparisons if found.task == task]
-        groups = [
-            (METRICS[metric], [_difference(found, reach) for found in of_task if found.metric == metric])
-            for metric in dict.fromkeys(found.metric for found in of_task)
-        ]
-        yield {"task": task, "groups": groups, "reach": f"{reach:.2f}"}
+        metric = next(m for m in _BEST_FIRST if any(found.metric == m for found in of_task))
+        dots = [_difference(found, reach) for found in of_task if found.metric == metric]
+        yield {"task": task, "probe": METRICS[metric], "dots": dots, "reach": f"{reach:.2f}"}
 
 
 def _difference(found: Comparison, reach: float) -> dict[str, Any]:
@@ -123,7 +120,8 @@ def _few_shot(results: Results, hues: dict[str, str]) -> Iterator[dict[str, Any]
             for model in dict.fromkeys(point.model for point in points):
                 own = sorted((p for p in points if (p.model, p.metric) == (model, metric)), key=lambda p: p.shots)
                 lines.append(_line(model, hues[model], [float(p.shots) for p in own], own))
-            chart = Chart(f"{task.name}, {METRICS[metric]}", tuple(lines), f"{task.measure} against clips a class")
+            note = f"{task.measure} against clips a class"
+            chart = Chart(f"{task.name}, {METRICS[metric]}", tuple(lines), note, include=_ends(lines))
             end = float(shots[-1] + 1)
             yield draw(chart, (0.0, end)) | {"x_ticks": [(100 * num / end, str(num)) for num in shots]}
 
@@ -136,13 +134,19 @@ def _stages(results: Results, hues: dict[str, str]) -> Iterator[dict[str, Any]]:
             own = sorted((stage for stage in found if stage.model == model), key=lambda stage: stage.place)
             lines.append(_line(model, hues[model], [float(stage.place + 1) for stage in own], own))
         last = max(stage.place for stage in found) + 1
-        chart = Chart(f"{task}, {METRICS[metric]}", tuple(lines), "score against the stage, the embedding last")
+        note = "score against the stage, the embedding last; their names are in the table"
+        chart = Chart(f"{task}, {METRICS[metric]}", tuple(lines), note, include=_ends(lines))
         yield draw(chart, (0.5, last + 0.5))
 
 
 def _line(label: str, colour: str, x: list[float], points: Sequence[Any]) -> Line:
     mean_N, low_N, high_N = (np.array([getattr(p, name) for p in points]) for name in ("score", "low", "high"))
     return Line(label, colour, Bins(np.array(x), mean_N, low_N, high_N))
+
+
+def _ends(lines: Sequence[Line]) -> tuple[float, float]:
+    """The ends of all bands, so that the scale holds them."""
+    return min(float(line.bins.low_N.min()) for line in lines), max(float(line.bins.high_N.max()) for line in lines)
 
 
 def _confusion(confusion: Confusion) -> dict[str, Any]:

@@ -54,10 +54,8 @@ def cell_text(score: Score | None) -> str:
 def notes(results: Results) -> list[str]:
     """What a reader must know beside the figures: chance, counts, and everything that was left out, a line a task."""
     measures = " or ".join(dict.fromkeys(task.measure for task in results.tasks))
-    lines = [
-        f"{measures.capitalize() if measures[0] == 'a' else measures}, with the 95 % bootstrap interval over test "
-        "clips (not over training seeds)."
-    ]
+    said = f"{measures}, with the 95 % bootstrap interval over test clips (not over training seeds)."
+    lines = [said[0].upper() + said[1:] if said.startswith("accuracy") else said]
     return lines + [f"{task.name}: {'; '.join(_said_of(task))}." for task in results.tasks]
 
 
