@@ -45,6 +45,7 @@ class Spread(NamedTuple):
 
 Turn = Callable[[int], Timing]
 WARM_UP = 1
+MAX_SECONDS = 150.0
 
 
 def take_turns(
@@ -52,18 +53,21 @@ def take_turns(
     rounds: int,
     *,
     warm_up: int = WARM_UP,
+    max_seconds: float = MAX_SECONDS,
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Timing]]:
-    """The timings of `rounds` turns of each contender, after `warm_up` rounds that do not count.
+    """The timings of up to `rounds` turns of each contender, after `warm_up` rounds that do not count.
 
     Args:
         contenders: by name; each is called with the number of the round.
         rounds: how many count.
         warm_up: how many come before.
+        max_seconds: after so long no further round begins, once one has counted.
         on_done: told how many rounds of how many are over.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
     names = list(contenders)
+    began = time.perf_counter()
     for number in range(warm_up + rounds):
         first = number % len(names)  # nobody always follows the same one
         for name in names[first:] + names[:first]:
@@ -71,6 +75,8 @@ def take_turns(
             if number >= warm_up:
                 timings[name].append(timing)
         on_done(number + 1, warm_up + rounds)
+        if number >= warm_up and time.perf_counter() - began > max_seconds:
+            break
     return timings
 
 

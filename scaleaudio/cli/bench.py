@@ -80,7 +80,7 @@ def bench_adversary(
 def bench_step(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each way that are timed, of 3 steps each")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each way, of 3 steps each; fewer after 150 s")] = 10,
     threads: Annotated[int, typer.Option(min=1, help="of torch")] = 1,
     ray: Annotated[bool, typer.Option(help="also through Ray, DeepSpeed and both")] = True,
     data: Annotated[bool, typer.Option(help="also on the shards at data.url")] = True,
@@ -102,7 +102,7 @@ def bench_scaling(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Overrides = None,
     workers: Annotated[str, typer.Option(help="numbers of workers, each of one thread")] = "1,2",
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each that are timed, of 3 steps each")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each, of 3 steps each; fewer after 150 s")] = 10,
     clips_per_gpu: Annotated[int, typer.Option(min=1, help="assumed: clips a step on each GPU of a cluster")] = 512,
     step_ms: Annotated[float, typer.Option(min=0.01, help="assumed: what a GPU computes a step")] = 50.0,
     gigabytes_per_second: Annotated[float, typer.Option(min=0.01, help="assumed: what a GPU sends")] = 40.0,

@@ -65,7 +65,11 @@ def bench_step(
         about = machine(device)
         timings = take_turns({name: way.turn for name, way in ways.items()}, rounds, on_done=on_done)
     found = step.costs(timings, {name: way.over for name, way in ways.items()})
-    shown = {"batch": config.data.global_batch, "encoder": config.encoder.model_dump(mode="json"), "rounds": rounds}
+    shown = {
+        "batch": config.data.global_batch,
+        "encoder": config.encoder.model_dump(mode="json"),
+        "rounds": len(timings[step.FLOOR]),
+    }
     return {"machine": about, **shown, "ways": [cost._asdict() for cost in found]}
 
 

@@ -28,6 +28,11 @@ def test_every_contender_has_a_turn_a_round_and_each_begins_some_of_them() -> No
     assert [timing.cpu for timing in timings["a"]] == [2, 3, 4, 5]
 
 
+def test_no_round_begins_after_the_time_is_over() -> None:
+    timings = take_turns({"a": lambda number: Timing(1, 1), "b": lambda number: Timing(1, 1)}, 50, max_seconds=0)
+    assert [len(own) for own in timings.values()] == [1, 1]
+
+
 def test_a_ratio_is_taken_within_rounds_so_that_a_slow_round_does_not_show() -> None:
     assert ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == Spread(2.0, 2.0, 2.0)
 
