@@ -97,13 +97,8 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def _run(config: Config, num: int, folder: Path, reached: list[list[float]]) -> Turn:
     """Starts the run and notes when each stage was reached; the turn's time is that until the first step."""
-    tree = config.model_dump(mode="json")
-    tree["data"] = config.data.located(storage.absolute).model_dump(mode="json")
-    tree["schedule"] |= {"steps": 1, "warmup_steps": 0, "ramp_steps": 0}
-    tree["launch"] |= {"workers": num, "report_every_steps": 1}
-    tree["checkpoint"] |= {"probe": None}
     path = folder / f"workers-{num}.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(one_step(config, num)))
 
     def turn(number: int) -> Timing:
         out = folder / f"run-{num}-{number}"
@@ -119,6 +114,16 @@ def _run(config: Config, num: int, folder: Path, reached: list[list[float]]) -> 
         return Timing(reached[-1][-1], reached[-1][-1])
 
     return turn
+
+
+def one_step(config: Config, num: int) -> dict[str, Any]:
+    """The config of a run of one step by so many workers that probes nothing, as a tree."""
+    tree = config.model_dump(mode="json")
+    tree["data"] = config.data.located(storage.absolute).model_dump(mode="json")
+    tree["schedule"] |= {"steps": 1, "warmup_steps": 0, "ramp_steps": 0}
+    tree["launch"] |= {"workers": num, "report_every_steps": 1}
+    tree["probe"] |= {"tasks": []}
+    return tree
 
 
 def _imports(config: Config) -> str:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scaleaudio.cli import bench
+from scaleaudio.config import validate
+from scaleaudio.launch.start import one_step
+
+
+def test_what_is_started_is_the_config_for_one_step(tiny: Any) -> None:
+    found = validate(one_step(tiny({"probe.tasks": ["labelled"]}), 3), "one step")
+    assert (found.schedule.steps, found.launch.workers, found.probe.tasks) == (1, 3, ())
+    assert found.encoder == tiny().encoder and found.data.url is not None and found.data.url.startswith("/")
 
 
 @pytest.mark.slow
