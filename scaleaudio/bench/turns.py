@@ -94,6 +94,10 @@ def clocked(work: Callable[[], object], device: torch.device | None = None) -> T
     return Timing(time.perf_counter() - wall, time.process_time() - cpu)
 
 
+class _Failed(NamedTuple):
+    why: str
+
+
 class Elsewhere:
     """A contender in a process of its own, whose threads and memory are then its own too."""
 
@@ -110,8 +114,8 @@ class Elsewhere:
         with suppress(OSError):  # the process is gone: `answer` says so
             self._pipe.send(number)
 
-    def answer(self) -> Timing:
-        """What the turn took that was asked for.
+    def answer(self) -> Any:
+        """What the turn gave that was asked for.
 
         Raises:
             RuntimeError: the process has failed.
@@ -120,15 +124,16 @@ class Elsewhere:
             found = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(5)
-            found = f"its process ended with {self._process.exitcode}"
-        if not isinstance(found, Timing):
-            raise RuntimeError(f"a contender of this benchmark failed: {found}")
+            found = _Failed(f"its process ended with {self._process.exitcode}")
+        if isinstance(found, _Failed):
+            raise RuntimeError(f"a contender of this benchmark failed: {found.why}")
         return found
 
     def __call__(self, number: int) -> Timing:
         """Takes a turn."""
         self.ask(number)
-        return self.answer()
+        timing: Timing = self.answer()
+        return timing
 
     def close(self) -> None:
         """Ends the process."""
@@ -145,7 +150,7 @@ def _serve(pipe: Connection, begin: Callable[..., Turn], args: tuple[Any, ...]) 
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send(_Failed(f"{type(error).__name__}: {error}"))
 
 
 def spread(values: Sequence[float]) -> Spread:

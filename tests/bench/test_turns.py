@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -50,11 +51,17 @@ def counting(start: int) -> Turn:
     return lambda number: Timing(start + number, 0.0)
 
 
-def test_a_contender_that_is_killed_is_missed() -> None:
-    with closing(Elsewhere(counting, 10)) as one:
+def test_a_contender_that_is_killed_is_missed_and_one_may_tell_other_things_than_times() -> None:
+    with closing(Elsewhere(telling, 10)) as one:
+        one.ask(3)
+        assert one.answer() == {"told": 13}
         one._process.kill()
         with pytest.raises(RuntimeError, match="its process ended with -9"):
             one(3)
+
+
+def telling(start: int) -> Any:
+    return lambda number: {"told": start + number}
 
 
 def test_a_contender_elsewhere_takes_its_turns_there_and_says_why_it_fails() -> None:
