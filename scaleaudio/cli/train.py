@@ -73,9 +73,18 @@ def sweep(
 
     plan = load_sweep(config, parse_overrides(overrides or []) | ({"name": name} if name else {}))
     url = out or f"sweeps/{plan.base.name}"
+    stopped_by: str | None = None
     with TrialsProgress(1 + plan.num_trials + 2 * plan.sweep.repeats, plan.base.schedule.steps) as progress:
-        records = run(plan, url, fresh=fresh, on_event=progress.on_event, debug=bool(context.obj))
+
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal stopped_by
+            progress.on_event(event)
+            stopped_by = event["reason"] if event["kind"] == "ended" and "trial" not in event else stopped_by
+
+        records = run(plan, url, fresh=fresh, on_event=on_event, debug=bool(context.obj))
     print_table(sweep_table(records))
-    stopped = not all(record.ended for record in records)
+    stopped = stopped_by is not None or not all(record.ended for record in records)
     print("stopped; the same command goes on" if stopped else f"scaleaudio pretrain {storage.join(url, WINNER)}")
     print(f"{storage.join(url, TEXT)}, {storage.join(url, PICTURE)}")
+    if stopped_by == "SIGTERM":
+        raise typer.Exit(143)  # as for one run

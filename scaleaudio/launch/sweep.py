@@ -28,7 +28,7 @@ from scaleaudio.launch.run_folder import FREE, clear, files
 from scaleaudio.report.trials import TrialRecord, read_trials
 from scaleaudio.sweep.plan import Plan
 from scaleaudio.sweep.proposer import Proposer
-from scaleaudio.sweep.results import SWEEP, write_results
+from scaleaudio.sweep.results import SWEEP, read_sweep, write_results
 from scaleaudio.trees import differences
 
 _FREE = (*FREE, "name", *(f"sweep.{key}" for key in ("num_trials", "repeats", "max_concurrent", "keep_runs")))
@@ -51,7 +51,7 @@ def sweep(
         sweep_url: a path or URL that all workers reach.
         fresh: delete what the sweep's folder holds and start anew.
         on_event: gets what trials tell ("trial" is their number), and "record" in an event of kind "trial" whenever
-            one changes.
+            one changes; at the end one of kind "ended", with the signal that asked for it as its "reason", if any.
         debug: show Ray's and the workers' logs.
 
     Raises:
@@ -79,7 +79,7 @@ def sweep(
             storage.write_atomic(storage.join(sweep_url, SWEEP), located.dump().encode())
             records = _run(located, sweep_url, on_event, debug)
     write_results(plan, sweep_url, records)
-    if all(record.state == "failed" for record in records):
+    if records and all(record.state == "failed" for record in records):
         raise RunFailed(f"every trial failed; trial {records[0].number}: {records[0].failure}")
     return records
 
@@ -113,10 +113,7 @@ def _saved(sweep_url: str) -> dict[str, Any] | None:
         if storage.exists(sweep_url) and (not storage.is_folder(sweep_url) or files(sweep_url)):
             raise InputError(f"{sweep_url}: holds files but no {SWEEP}, so it is no sweep's. Give another --out.")
         return None
-    tree = yaml.safe_load(storage.read_bytes(path))
-    if not isinstance(tree, dict) or "sweep" not in tree:
-        raise InputError(f"{path}: not the description of a sweep. Give another --out.")
-    return tree
+    return read_sweep(path)
 
 
 def _with_constants(plan: Plan, saved: dict[str, Any] | None) -> Plan:
@@ -161,6 +158,7 @@ def _run(plan: Plan, sweep_url: str, on_event: Callable[[Event], None], debug: b
         for stage in stages:
             if not ray.get(mailbox.stop_requested.remote()):
                 _Stage(plan, sweep_url, ledger, mailbox, stage).run(slots, debug)
+    on_event({"kind": "ended", "reason": ray.get(mailbox.stop_requested.remote())})
     ledger.prune()
     return ledger.records()
 

@@ -54,9 +54,11 @@ class Watchdog:
         while not self._over.wait(min(_LOOK_SECONDS, self._deadline_seconds / 4)):
             idle_seconds = time.monotonic() - self._progress_at
             if idle_seconds > self._deadline_seconds:
-                where = _where(sys._current_frames().get(self._thread_id))
-                self._on_hang({"step": self._step, "seconds": idle_seconds, "where": where})
-                os.kill(os.getpid(), signal.SIGKILL)  # an exit would wait for the thread that hangs
+                try:  # the driver may be out of reach, which is what others hang for
+                    where = _where(sys._current_frames().get(self._thread_id))
+                    self._on_hang({"step": self._step, "seconds": idle_seconds, "where": where})
+                finally:
+                    os.kill(os.getpid(), signal.SIGKILL)  # an exit would wait for the thread that hangs
             if self._progress_at > self._told_at:
                 self._told_at = self._progress_at
                 self._on_beat(self._step)

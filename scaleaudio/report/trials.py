@@ -99,6 +99,8 @@ def _read(url: str) -> TrialRecord:
         tree["came_from"] = [(int(step), int(trial)) for step, trial in tree["came_from"]]
         if tree["state"] not in get_args(State) or tree["kind"] not in get_args(Kind):
             raise ValueError(f"state {tree['state']!r}, kind {tree['kind']!r}")
+        if not isinstance(tree["number"], int) or not isinstance(tree["changes"], dict):
+            raise ValueError(f"number {tree['number']!r}, changes {tree['changes']!r}")
         return TrialRecord(**tree)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{url}: not the record of a trial ({error}). Delete it to run the trial anew.") from error

@@ -17,10 +17,23 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from scaleaudio.config import Config, error_lines, known_keys, override, read_tree, validate
 from scaleaudio.errors import InputError
-from scaleaudio.sweep.space import FREQUENCY, TIME, Changes, Range, Space, Values, corners, default_space, grid, points
+from scaleaudio.sweep.space import (
+    FREQUENCY,
+    TIME,
+    Changes,
+    Range,
+    Space,
+    Values,
+    corners,
+    default_space,
+    grid,
+    grid_size,
+    points,
+)
 from scaleaudio.types import Settings
 
 _MOST_CHECKED = 100
+MOST_TRIALS = 9_999  # the numbers from 10,000 on are those of repeats
 BASELINE = {FREQUENCY: 0.0, TIME: 0.0}
 _OF_NEGATIVES = ("negatives.", "objective.alpha", "objective.negative_", "objective.embedding.", "objective.predict")
 
@@ -41,7 +54,7 @@ class SweepConfig(Settings):
         Field(description="asha stops the weaker at rungs; pbt lets them go on from the stronger; none does neither"),
     ] = "asha"
     num_trials: Annotated[
-        int | None, Field(ge=1, le=9_999, description="besides the baseline; null: 16, or the whole grid")
+        int | None, Field(ge=1, le=MOST_TRIALS, description="besides the baseline; null: 16, or the whole grid")
     ] = None
     grace_steps: Annotated[
         int | None, Field(ge=1, description="asha's first rung, pbt's interval; null: an eighth of the steps")
@@ -219,6 +232,11 @@ def _check(plan: Plan, path: str) -> None:
 
 def _check_points(plan: Plan, path: str) -> None:
     sweep = plan.sweep
+    if sweep.searcher == "grid" and (size := grid_size(plan.space)) > MOST_TRIALS:
+        raise InputError(
+            f"{path}: sweep.searcher grid: the space has {size} points, expected {MOST_TRIALS} at most. Name fewer "
+            "values or levels, or choose another searcher."
+        )
     if sweep.searcher == "grid" and sweep.num_trials is not None and sweep.num_trials != plan.num_trials:
         raise InputError(
             f"{path}: sweep.num_trials {sweep.num_trials}: the grid has {plan.num_trials} points besides the baseline. "

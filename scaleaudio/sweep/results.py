@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from scaleaudio.config import dump, override, validate
+from scaleaudio.config import dump, error_lines, override, validate
 from scaleaudio.data import storage
 from scaleaudio.errors import InputError
 from scaleaudio.report.sweep import STRENGTHS, draw_sweep, sweep_markdown, write_trial_table
@@ -41,13 +43,30 @@ def read_views(sweep_url: str) -> ViewsConfig:
     """The views that the trials of a sweep had.
 
     Raises:
-        InputError: when there is no sweep.
+        InputError: when there is no sweep, or its description is damaged.
     """
     path = storage.join(sweep_url, SWEEP)
     if not storage.exists(path):
         raise InputError(f"{sweep_url}: no {SWEEP} here, so it is no sweep")
-    tree = yaml.safe_load(storage.read_bytes(path))
-    return ViewsConfig.model_validate(tree["views"])
+    try:
+        return ViewsConfig.model_validate(read_sweep(path)["views"])
+    except ValidationError as error:
+        raise InputError(f"{path}: " + "; ".join(error_lines(error, ViewsConfig))) from error
+
+
+def read_sweep(path: str) -> dict[str, Any]:
+    """What the description of a sweep says.
+
+    Raises:
+        InputError: when it is damaged, or no sweep's.
+    """
+    try:
+        tree = yaml.safe_load(storage.read_bytes(path))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        tree = None
+    if not isinstance(tree, dict) or not tree.keys() >= {"sweep", "views", "frontend"}:
+        raise InputError(f"{path}: damaged, or not the description of a sweep. Restore it, or give another folder.")
+    return tree
 
 
 def dead_zones(views: ViewsConfig) -> dict[str, float]:

@@ -106,6 +106,11 @@ def grid(space: Mapping[str, Range | Values]) -> Iterator[Changes]:
         yield dict(zip(space, combination, strict=True))
 
 
+def grid_size(space: Mapping[str, Range | Values]) -> int:
+    """How many combinations `grid` gives."""
+    return math.prod(len(values.grid if isinstance(values, Range) else values) for values in space.values())
+
+
 def corners(space: Mapping[str, Range | Values]) -> Iterator[Changes]:
     """Combinations of the ends of ranges and all listed values: all, or where there are many, one key at a time.
 

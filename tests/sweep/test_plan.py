@@ -128,3 +128,10 @@ def test_what_is_dumped_is_the_same_sweep_again(plan: Any, tmp_path: Path) -> No
     assert again.space == made.space and again.base == made.base
     assert [again.changes(number) for number in range(3)] == [made.changes(number) for number in range(3)]
     assert isinstance(again.space[FREQUENCY], Range)
+
+
+def test_a_grid_whose_numbers_would_run_into_those_of_repeats_is_refused(plan: Any) -> None:
+    levels = {"low": 0.1, "high": 0.4, "levels": 100}
+    space = {FREQUENCY: levels, TIME: levels, "objective.alpha": [0.5, 1.0]}
+    said = refusal(plan, {"sweep.space": space, "sweep.searcher": "grid"})
+    assert "20000 points" in said and "9999 at most" in said

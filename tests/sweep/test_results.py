@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from scaleaudio.cli import main
 from scaleaudio.config import load
+from scaleaudio.launch import sweep as launched
 from scaleaudio.report.trials import TrialRecord, write_trial
 from scaleaudio.sweep import Plan, load_sweep
 from scaleaudio.sweep.plan import BASELINE
@@ -97,3 +99,30 @@ def test_show_sweep_draws_what_is_there_also_while_it_runs(
 def test_wrong_words_are_one_line_and_exit_code_2(tiny_file: Path, words: tuple[str, ...], said: str) -> None:
     code, _, error = command(*(str(tiny_file) if word == "CONFIG" else word for word in words))
     assert code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "a: [b", "name: a", "sweep: {}\nviews: {nonsense: 1}\nfrontend: {}\n"])
+def test_a_damaged_description_of_a_sweep_is_named_in_a_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    code, _, said = command("show", "sweep", str(tmp_path))
+    assert code == 2 and said.startswith(f"scaleaudio: {tmp_path}/sweep.yaml: ") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(("reason", "code"), [("SIGTERM", 143), ("SIGINT", 0), (None, 0)])
+def test_a_sweep_that_was_told_to_go_does_not_count_as_done(
+    reason: str | None,
+    code: int,
+    plan: Plan,
+    trials: list[TrialRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(*given: Any, on_event: Callable[[dict[str, Any]], None], **more: Any) -> list[TrialRecord]:
+        on_event({"kind": "ended", "trial": 1, "reason": "asked"})  # a trial's own
+        on_event({"kind": "ended", "reason": reason})
+        return trials
+
+    monkeypatch.setattr(launched, "sweep", told)
+    ended, printed, said = command("sweep", str(tmp_path / "tiny.yaml"), "probe.tasks=[clips:pitch]")
+    assert ended == code, said
+    assert ("the same command goes on" in printed) == (reason is not None)
