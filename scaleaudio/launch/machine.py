@@ -85,7 +85,11 @@ def _nccl(torch: Any, count: int) -> Finding:
     """A sum over all GPUs of this machine by NCCL."""
     version = ".".join(map(str, torch.cuda.nccl.version()))
     values = [torch.full((1 << 20,), float(number + 1), device=f"cuda:{number}") for number in range(count)]
-    torch.cuda.nccl.all_reduce(values)
+    try:
+        torch.cuda.nccl.all_reduce(values)
+    except RuntimeError as error:
+        fix = "NCCL_DEBUG=INFO says more; NCCL_P2P_DISABLE=1 goes around a broken link."
+        return Finding("nccl", "fail", f"NCCL {version}: {' '.join(str(error).split())}", fix)
     right = all(float(value[-1]) == count * (count + 1) / 2 for value in values)
     if right:
         return Finding("nccl", "ok", f"NCCL {version} sums over {count} GPU(s)", facts={"nccl": version})

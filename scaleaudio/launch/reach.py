@@ -122,10 +122,8 @@ def out(asked: Asked) -> Iterator[Finding]:
     """Whether the folder of runs can be written, read and cleared; and the clock of who keeps it."""
     if asked.out is None:
         return
-    place = asked.out
-    while storage.is_local(place) and not storage.exists(place):  # nothing is left behind, no folder either
-        place = str(Path(storage.open_url(place)[1]).parent)
     try:
+        place = _nearest(asked.out)
         skew = written(place)
     except (OSError, ValueError) as error:
         text = f"{asked.out}: cannot be written: {' '.join(str(error).split())}"
@@ -142,6 +140,13 @@ def out(asked: Asked) -> Iterator[Finding]:
     )
     yield Finding("out", "warn" if low else "ok", text, fix)
     yield clock_finding(skew, f"the storage of {asked.out}", certain_to=1.0)
+
+
+def _nearest(folder: str) -> str:
+    """The folder, or that above it which is there: nothing is to be left behind, no folder either."""
+    while storage.is_local(folder) and not storage.exists(folder):
+        folder = str(Path(storage.open_url(folder)[1]).parent)
+    return folder
 
 
 def clock_finding(skew: float, other: str, certain_to: float) -> Finding:

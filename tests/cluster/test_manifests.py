@@ -28,6 +28,7 @@ from scaleaudio.sweep import load_sweep
 
 Object = dict[str, Any]
 SOURCES = dict(all_sources())
+README, DOCKERFILE = ((CLUSTER / name).read_text() for name in ("README.md", "Dockerfile"))
 KUBERNETES = kubernetes_validate.latest_version()
 RAY = [
     (name, made) for name, objects in SOURCES.items() for made in objects if made["kind"] in ("RayJob", "RayCluster")
@@ -183,7 +184,10 @@ def test_nobody_gets_in_but_pods_of_the_jobs_and_the_operator() -> None:
     assert policies["deny-ingress"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
     peers, operator = policies["ray"]["ingress"]
     assert peers == {"from": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "scaleaudio"}}}]}
-    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}] and "podSelector" in operator["from"][0]
+    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+    (who,) = operator["from"]
+    assert all(selector["matchLabels"] for selector in (who["podSelector"], who["namespaceSelector"]))
+    assert f"--namespace {who['namespaceSelector']['matchLabels']['kubernetes.io/metadata.name']} " in README
     assert not any(
         "ipBlock" in peer for policy in policies.values() for way in policy.get("ingress", []) for peer in way["from"]
     )
@@ -273,9 +277,6 @@ def test_the_sweep_is_a_command_whose_data_and_labelled_folder_every_node_reache
     assert plan.base.launch.workers == 1 and plan.base.launch.cpus_per_worker <= float(limits["cpu"])
 
 
-DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
-
-
 def test_the_image_is_python_of_the_lock_pinned_and_not_root() -> None:
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     minor = re.search(r"--python-version (3\.\d+)", (ROOT / "Makefile").read_text())
@@ -326,9 +327,6 @@ def test_ray_up_takes_the_virtual_machines(cloud: str) -> None:
 def test_the_same_tool_installs_the_image_and_the_virtual_machines() -> None:
     texts = [DOCKERFILE, *((CLUSTER / f"ray-up-{cloud}.yaml").read_text() for cloud in ("aws", "gcp"))]
     assert len({re.search(r"uv==(\S+)", text)[1] for text in texts}) == 1  # type: ignore[index]
-
-
-README = (CLUSTER / "README.md").read_text()
 
 
 def test_the_guide_names_files_that_are_there_and_versions_that_are() -> None:

@@ -88,9 +88,10 @@ def test_each_source_has_a_line_of_its_own(shards: Path, tmp_path: Path) -> None
     assert [one.status for one in found] == ["fail", "ok"] and "no such folder" in found[0].text
 
 
-def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "file/below", "", "https://127.0.0.1/runs", "pipe:cat"])
+def test_a_folder_that_cannot_be_written_is_a_failure(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (found,) = out(Asked(out=str(tmp_path / "file")))
+    (found,) = out(Asked(out=str(tmp_path / name) if name.startswith("file") else name))
     assert found.status == "fail" and "cannot be written" in found.text and "--out" in found.fix
 
 
