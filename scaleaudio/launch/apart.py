@@ -75,7 +75,7 @@ def _apart(check: str, asked: Asked, seconds: float) -> list[Finding]:
     quiet = os.environ | {"PYTHONWARNINGS": "ignore", "DS_LOG_LEVEL": "error"}
     pipe = subprocess.PIPE
     child = subprocess.Popen(
-        words, env=quiet, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        words, env=quiet, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, process_group=0
     )
     try:
         out, err = child.communicate(timeout=seconds)

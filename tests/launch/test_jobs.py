@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -13,7 +15,6 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,26 @@ STEPS = 400
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that the kernel, and Ray too, hand out by themselves: they would take it meanwhile."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
-@contextmanager
+@contextlib.contextmanager
 def node(words: list[str], environment: dict[str, str], log: Path, within: list[str] | None = None) -> Iterator[int]:
     """A node of Ray that lives while the block runs; gives the port of its agent."""
     agent = free_port()
     ports = [f"--{name}={free_port()}" for name in ("metrics-export-port", "dashboard-agent-grpc-port")]
     command = [*(within or []), RAY, "start", "--block", f"--dashboard-agent-listen-port={agent}", *ports, *words]
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, process_group=0)
     try:
         yield agent
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {' '.join(command)} said: {log.read_text()[-2000:]}") from error
     finally:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for one in reversed(family):
@@ -76,6 +80,11 @@ class Cluster:
         """`ray job submit --working-dir .` of a run of tiny.yaml, which is in that folder."""
         how = [] if wait else ["--no-wait"]
         return self.ray("job", "submit", "--working-dir", ".", *how, "--", *PRETRAIN, *words)
+
+
+def complaints(printed: str) -> set[str]:
+    """What the program said was wrong; Ray repeats the end of a failed job's log."""
+    return {line for line in printed.splitlines() if line.startswith("scaleaudio: ")}
 
 
 PRETRAIN = ["python", "-m", "scaleaudio", "pretrain", "tiny.yaml"]
@@ -140,7 +149,7 @@ def test_wrong_input_fails_the_job_with_one_line_in_its_log(cluster: Cluster) ->
     """The default run folder is a relative path, which in a job would be another folder on each machine."""
     ended = cluster.submit()
     assert ended.returncode != 0
-    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("scaleaudio: "))
+    (line,) = complaints(ended.stdout)
     assert "the run folder 'runs/tiny': a relative path means another folder on each machine" in line
     assert "Traceback" not in ended.stdout
 
@@ -188,7 +197,7 @@ def test_a_node_that_does_not_see_the_data_is_named_by_the_run_and_by_doctor(
 ) -> None:
     ended = cluster.submit("launch.workers=4", "--out", str(tmp_path / "run"))
     assert ended.returncode != 0
-    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("scaleaudio: "))
+    (line,) = complaints(ended.stdout)
     assert f"on node {socket.gethostname()}: " in line and "paths that every node reaches" in line
     assert "the run folder" in line or f'data.url "{shards}"' in line
 
