@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,12 +37,19 @@ def ray(asked: Asked) -> Iterator[Finding]:
         fix = "Is it up, the address right, the way open, RAY_AUTH_TOKEN the cluster's, Ray of the same version?"
         yield Finding("ray", "fail", f"RAY_ADDRESS {address}: {' '.join(lines[:2])}", fix)
         return
-    alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    alive = _names([node for node in ray.nodes() if node["Alive"]])
     there = ray.cluster_resources()
     size = ", ".join(f"{there.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
     text = f"{address}: {len(alive)} node(s), {size}, Ray {ray.__version__}"
     yield Finding("ray", "ok", text, facts={"nodes": sorted(alive.values()), "ray": ray.__version__})
     yield from _compared(*_of_all(ray, asked, alive))
+
+
+def _names(nodes: list[dict[str, Any]]) -> dict[str, str]:
+    """By its id, what a node is called: its address, and where several are on one machine, the start of its id too."""
+    count = Counter(node["NodeManagerAddress"] for node in nodes)
+    names = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+    return {node: name if count[name] == 1 else f"{name} ({node[:8]})" for node, name in names.items()}
 
 
 class _Clock:

@@ -17,7 +17,7 @@ from servers import s3_server
 from scaleaudio.data.index import INDEX_NAME
 from scaleaudio.launch.apart import Asked, Finding, examine
 from scaleaudio.launch.machine import limits, python
-from scaleaudio.launch.nodes import _compared
+from scaleaudio.launch.nodes import _compared, _names
 from scaleaudio.launch.nodes import ray as of_cluster
 from scaleaudio.launch.reach import clock_finding, data, out
 
@@ -156,3 +156,10 @@ def test_nodes_with_the_same_complaint_share_a_line_and_other_versions_are_named
     assert found[1].text == "10.0.0.0, 10.0.0.1, 10.0.0.2 and 2 more: /dev/shm 0.1 of 0.1 GiB free"
     assert found[2].text == "2 of 8 node(s) have all that is asked for"
     assert found[3].status == "fail" and "2.59.0 on 10.0.1.1" in found[3].text and "torch" not in found[3].text
+
+
+def test_several_nodes_of_one_machine_have_a_name_each() -> None:
+    nodes = [
+        {"NodeID": f"{letter}" * 56, "NodeManagerAddress": f"10.0.0.{last}"} for letter, last in ("a1", "b1", "c2")
+    ]
+    assert list(_names(nodes).values()) == ["10.0.0.1 (aaaaaaaa)", "10.0.0.1 (bbbbbbbb)", "10.0.0.2"]
