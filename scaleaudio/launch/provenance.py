@@ -12,7 +12,16 @@ from typing import Any
 
 def provenance() -> dict[str, Any]:
     """The command, its folder and host, and the commit of that folder where it is in a git repository."""
-    return {"command": shlex.join(sys.argv), "folder": os.getcwd(), "host": socket.gethostname(), "git": git_state(".")}
+    command, folder = shlex.join(sys.argv), _folder()
+    return {"command": command, "folder": folder, "host": socket.gethostname(), "git": git_state(".")}
+
+
+def _folder() -> str | None:
+    """Where the program was started; None where that is gone, as the unpacked folder of a job may be."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def git_state(folder: str) -> dict[str, Any] | None:

@@ -145,3 +145,11 @@ def test_a_run_remembers_its_commit_and_how_many_files_were_changed(tmp_path: Pa
     changed = git_state(str(tmp_path))
     assert changed == {"commit": clean["commit"], "changed_files": 1}
     assert {"command", "folder", "host", "git"} == provenance().keys()
+
+
+def test_a_folder_that_is_gone_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the unpacked working directory of a job may be, once Ray has cleared it away."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert provenance()["folder"] is None and provenance()["git"] is None
