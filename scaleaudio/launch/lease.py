@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scaleaudio.data import storage
+from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
 
 FOLDER = "lease"
@@ -35,6 +36,7 @@ BEAT_SECONDS = 5.0
 # So many times no sign of life, and the holder counts as gone.
 _MISSED = 12
 _LOOK_SECONDS = 1.0
+_READ_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._over.wait(self._beat_seconds):
-            with suppress(OSError):  # storage that is away takes the run from nobody
+            with suppress(OSError, InputError):  # storage that is away takes the run from nobody
                 if not storage.exists(self.url):  # taken over: the workers see it at their next checkpoint
                     return
                 self._write()
@@ -173,11 +175,19 @@ def check_held(url: str) -> None:
 
 
 def _read(url: str) -> Claim | None:
-    """A claim; None for one that is gone again, or no claim."""
+    """A claim; None for one that is gone again, or no claim. What fails for a moment is read again."""
+
+    def action() -> bytes | None:
+        try:
+            return storage.read_bytes(url)
+        except FileNotFoundError:
+            return None
+
+    data = Patience(deadline_seconds=_READ_SECONDS).read(action, remote=not storage.is_local(url))
     try:
-        known: dict[str, Any] = json.loads(storage.read_bytes(url))
+        known: dict[str, Any] = json.loads(data or b"null")
         return Claim(**known)
-    except (FileNotFoundError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return None
 
 
