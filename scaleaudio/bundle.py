@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scaleaudio import __version__
 from scaleaudio.embedder import AudioEncoder, untrained
+from scaleaudio.encoders.timm_backbone import TimmConfig
 from scaleaudio.errors import InputError
 from scaleaudio.task import TaskConfig
 
@@ -33,6 +34,7 @@ FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _DATA = ("url", "sources", "mixture", "global_batch", "crops_per_clip", "short_clips")
+_BEGAN_WITH = ("pretrained", "checkpoint_path")
 _PROJECTOR = re.compile(r"(parameter|buffer)\.projector\.")
 
 
@@ -99,7 +101,8 @@ def load_projector(path: str | Path) -> nn.Sequential | None:
         return None
     meta, tensors = _read_checkpoint(str(path))
     try:
-        config = TaskConfig.model_validate({k: v for k, v in meta.config.items() if k in TaskConfig.model_fields})
+        task = {k: v for k, v in meta.config.items() if k in TaskConfig.model_fields}
+        config = _needing_no_weights(TaskConfig.model_validate(task))
         projector = config.objective.projector.build(config.build_encoder().embedding_dim)
         projector.load_state_dict({n.partition("projector.")[2]: t for n, t in tensors.items() if _PROJECTOR.match(n)})
     except (ValidationError, RuntimeError) as error:
@@ -117,6 +120,10 @@ def _from_bundle(folder: Path) -> AudioEncoder:
         origin = about.get("origin", {})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / _CONFIG}: not what `scaleaudio export` writes ({error!r})") from error
+    if not isinstance(version, int) or not isinstance(step, int):
+        raise InputError(
+            f"{folder / _CONFIG}: not what `scaleaudio export` writes (version {version!r}, step {step!r})"
+        )
     if version > FORMAT_VERSION:
         raise InputError(f"{folder}: format_version {version}, this scaleaudio reads {FORMAT_VERSION}. Upgrade it.")
     try:
@@ -179,8 +186,16 @@ def _public(url: str) -> str:
 
 def _filled(task: dict[str, Any], weights: Mapping[str, Tensor], step: int, origin: Mapping[str, Any]) -> AudioEncoder:
     try:
-        fresh = untrained(TaskConfig.model_validate(task))
+        fresh = untrained(_needing_no_weights(TaskConfig.model_validate(task)))
         fresh.load_state_dict(weights)
     except (ValidationError, RuntimeError) as error:
         raise InputError(f"config and weights of the encoder do not fit each other: {error}") from error
     return AudioEncoder(fresh.config, fresh.frontend, fresh.encoder, step, origin).requires_grad_(False)
+
+
+def _needing_no_weights(config: TaskConfig) -> TaskConfig:
+    """The config without the weights that a backbone of timm began with: they may be gone, or across a network."""
+    if not isinstance(config.encoder, TimmConfig):
+        return config
+    options = {name: value for name, value in config.encoder.options.items() if name not in _BEGAN_WITH}
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"options": options})})

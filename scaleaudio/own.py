@@ -14,12 +14,16 @@ OwnKind = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 
 
 def make_own(part: str, kind: str, /, **arguments: Any) -> Any:
-    """An object of the class that `kind` names, called with `arguments`.
+    """An object of the class that `kind` names, called with `arguments`; else as `find_own`."""
+    return find_own(part, kind)(**arguments)
+
+
+def find_own(part: str, kind: str) -> Any:
+    """The class that `kind` names.
 
     Args:
         part: the part of the config, for the error.
         kind: "package:Class".
-        arguments: what the class is called with.
 
     Raises:
         ValueError: naming the key, when there is no such class.
@@ -31,7 +35,7 @@ def make_own(part: str, kind: str, /, **arguments: Any) -> Any:
         raise ValueError(f"{part}.kind {kind!r}: cannot be imported ({error})") from error
     if not callable(own):
         raise ValueError(f"{part}.kind {kind!r}: expected a class, got {type(own).__name__}")
-    return own(**arguments)
+    return own
 
 
 def tag_of(value: Any) -> str | None:

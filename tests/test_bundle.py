@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import AUDIO_NTT, BYOL, batch, config
 from torch import Tensor
 
@@ -167,6 +168,17 @@ def test_what_is_no_batch_of_waveforms_is_refused(wave: Tensor, message: str, en
             embed(wave)
 
 
+def test_a_backbone_that_began_with_weights_from_elsewhere_loads_without_them(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    began = tmp_path / "began.safetensors"
+    save_file(timm.create_model("test_resnet", in_chans=1, num_classes=0).state_dict(), began)
+    tree = {"kind": "timm", "model": "test_resnet", "options": {"checkpoint_path": str(began)}}
+    encoder = bundle.untrained(config({"encoder": tree}))
+    folder = bundle.save(encoder, tmp_path / "encoder")
+    began.unlink()
+    assert torch.equal(bundle.load(folder)(noise(8000)), encoder(noise(8000)))
+
+
 # What cannot be loaded.
 
 
@@ -181,6 +193,10 @@ def break_config(folder: Path, text: str) -> None:
         (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 100), "model.safetensors: missing or damaged"),
         (lambda f: break_config(f, "{"), "config.json: not what `scaleaudio export` writes"),
         (lambda f: break_config(f, '{"model_type": "bert"}'), "config.json: not what `scaleaudio export` writes"),
+        (
+            lambda f: break_config(f, '{"format_version": "1", "task": {}, "step": 0}'),
+            "not what .* .version '1'",
+        ),
         (lambda f: break_config(f, '{"format_version": 2, "task": {}, "step": 0}'), "format_version 2, .* reads 1"),
         (lambda f: (f / "config.json").unlink(), "got a folder with none of them"),
     ],

@@ -71,7 +71,11 @@ def measure(
         workers: numbers of workers, the first of them 1.
         rounds: turns of each that count.
         on_done: told how many rounds of how many are over.
+
+    Raises:
+        ValueError: there are more workers than lanes.
     """
+    World(0, max(workers)).share(data.lanes)
     task = without_negatives(config)
     tree = task.model_dump()
     with ExitStack() as stack:

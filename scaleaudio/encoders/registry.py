@@ -12,7 +12,7 @@ from scaleaudio.encoders.cnn import CNNConfig
 from scaleaudio.encoders.resnet import ResNetConfig
 from scaleaudio.encoders.timm_backbone import TimmConfig
 from scaleaudio.encoders.transformer import TransformerConfig
-from scaleaudio.own import OwnKind, make_own, tag_of
+from scaleaudio.own import OwnKind, find_own, tag_of
 from scaleaudio.types import Settings
 
 
@@ -31,10 +31,10 @@ class OwnEncoderConfig(Settings):
         Raises:
             ValueError: when the class cannot be imported or is no Encoder.
         """
-        made = make_own("encoder", self.kind, num_mels=num_mels, num_frames=num_frames, **self.options)
-        if not isinstance(made, Encoder):
+        own = find_own("encoder", self.kind)
+        if not (isinstance(own, type) and issubclass(own, Encoder)):  # before it is called: it may be anything
             raise ValueError(f"encoder.kind {self.kind!r}: expected a subclass of scaleaudio.encoders.Encoder")
-        return made
+        return own(num_mels=num_mels, num_frames=num_frames, **self.options)
 
 
 EncoderConfig = Annotated[

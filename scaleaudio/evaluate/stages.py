@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaleaudio.embedder import CHUNK_SECONDS
 from scaleaudio.evaluate.embeddings import device_of, rate_of
 
 EMBEDDING = "embedding"
@@ -68,6 +69,8 @@ class Staged(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+        if wave_BT.shape[1] > CHUNK_SECONDS / 2 * self.sample_rate_hz:  # the model itself may take it in chunks
+            z_BD = model(wave_BT)
         return {name: total_BC / num for name, (total_BC, num) in sums.items()} | {EMBEDDING: z_BD}
 
     def _add(self, name: str, num_clips: int, sums: dict[str, tuple[Tensor, int]]) -> Callable[..., None]:

@@ -24,6 +24,7 @@ from rich.progress import track
 from torch import nn
 
 from scaleaudio import __version__
+from scaleaudio.embedder import AudioEncoder
 from scaleaudio.evaluate.baseline import MelStatistics
 from scaleaudio.evaluate.corpus import model_digest
 from scaleaudio.evaluate.embeddings import NUM_THREADS, Embedded, device_of, dim_of, embed_files
@@ -81,7 +82,7 @@ def identity(model: nn.Module, min_seconds: float) -> str | None:
     inner = model.model if isinstance(model, Staged) else model
     config = getattr(inner, "config", None)
     own_code = isinstance(config, TaskConfig) and ":" in config.encoder.kind
-    if own_code or not (isinstance(config, TaskConfig) or isinstance(inner, MelStatistics)):
+    if own_code or type(inner) not in (AudioEncoder, MelStatistics):  # a subclass has code of its own as well
         return None
     stages = tuple(model.columns) if isinstance(model, Staged) else ()
     facts = (FORMAT, __version__, torch.__version__, device_of(inner).type, min_seconds, type(inner).__name__, stages)

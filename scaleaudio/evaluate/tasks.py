@@ -110,7 +110,7 @@ def _read_yaml(path: Path) -> list[Task]:
         tasks = [Task.model_validate(entry) for entry in entries]
     except OSError as error:
         raise InputError(f"task file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"task file {path}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors()[0]

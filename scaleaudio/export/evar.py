@@ -113,8 +113,8 @@ def _config_of(source: str, weights: Mapping[str, Tensor]) -> AudioNTTConfig:
         said = ", ".join(f"{name} ({'not in the layout' if name in weights else 'missing'})" for name in odd[:3])
         raise InputError(f"{source}: expected an AudioNTT's state dict in BYOL-A's layout, came one with {said}")
     sizes = [weights[f"fc.{layer}.weight"].shape for layer in (0, 3)]
-    if any(len(size) != 2 for size in sizes) or sizes[0][1] % (64 * 8):
-        raise InputError(f"{source}: expected fc.0.weight of a multiple of 512 columns, came {list(sizes[0])}")
+    if any(len(size) != 2 for size in sizes) or sizes[0][1] % 64:
+        raise InputError(f"{source}: expected fc.0.weight of a multiple of 64 columns, came {list(sizes[0])}")
     out, width = sizes[1][0], sizes[0][1]
     dim = out + width if kind == "audio_ntt_v2" else out
     return AudioNTTConfig.model_validate({"kind": kind, "embedding_dim": dim})

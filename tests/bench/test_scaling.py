@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scaleaudio.bench import scaling
 from scaleaudio.bench.cluster import Assumed, Traffic, projection
 from scaleaudio.cli import bench
 from scaleaudio.config import load
@@ -38,6 +39,12 @@ def test_a_batch_that_is_shared_by_more_gpus_never_gains_efficiency() -> None:
 def test_numbers_of_workers_that_are_none_are_refused(tiny_file: Path) -> None:
     with pytest.raises(ValueError, match="--workers 2,4: expected 1 and then other numbers"):
         bench.bench_scaling(tiny_file, None, workers="2,4")
+
+
+def test_more_workers_than_lanes_are_refused_before_any_is_started(tiny_file: Path) -> None:
+    config = load(tiny_file)
+    with pytest.raises(ValueError, match="1000 workers need at least 1000 lanes"):
+        scaling.measure(config, config.data, config.optimizer, workers=(1, 1000), rounds=1)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,6 +211,14 @@ def test_anyones_own_encoder_is_named_by_package_and_class() -> None:
 def test_an_own_encoder_that_cannot_be_used_is_named(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"encoder\.kind '{kind}': {message}"):
         build(kind=kind)
+
+
+def test_what_is_no_encoder_is_not_even_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_calls.py").write_text("def Encoder(path, **sizes):\n    open(path, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="expected a subclass of scaleaudio"):
+        build(kind="their_calls:Encoder", options={"path": str(tmp_path / "called")})
+    assert not (tmp_path / "called").exists()
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,13 @@ def test_the_last_columns_are_the_models_own_embedding_and_no_hook_stays(family:
     assert all(not module._forward_hooks for module in model.model.modules())
 
 
+def test_a_long_clip_has_the_embedding_that_the_model_makes_of_its_chunks() -> None:
+    model = Staged(bundle.untrained(config({"encoder": {"kind": "cnn", "widths": (4, 8), "norm": "group"}})))
+    wave_BT = 0.1 * torch.randn(1, 16_000 * 40, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(model(wave_BT)[:, model.columns[EMBEDDING]], model.model(wave_BT))
+
+
 def test_a_stage_is_averaged_over_all_its_places() -> None:
     model = staged("resnet")
     wave_BT = 0.1 * torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,7 @@ from tiny import config
 from torch import Tensor, nn
 
 from scaleaudio import bundle
+from scaleaudio.embedder import AudioEncoder
 from scaleaudio.evaluate import MelStatistics, store
 from scaleaudio.evaluate.embeddings import Embedded, embed_files
 from scaleaudio.evaluate.stages import Staged
@@ -89,6 +90,23 @@ def test_a_model_whose_code_decides_is_embedded_each_time(
     for _ in range(2):
         embed_stored({"mean": Mean()}, files, tmp_path / "store")
     assert len(decoded) == 10 and not (tmp_path / "store").exists()
+
+
+def test_code_around_an_encoder_or_below_its_class_is_code_of_ones_own() -> None:
+    class Louder(AudioEncoder):
+        def forward(self, wave_BT: Tensor, *, sample_rate_hz: int | None = None) -> Tensor:
+            return 2 * super().forward(wave_BT)
+
+    class Around(nn.Module):
+        def __init__(self, encoder: AudioEncoder) -> None:
+            super().__init__()
+            self.encoder, self.config = encoder, encoder.config
+            self.sample_rate_hz, self.embedding_dim = encoder.sample_rate_hz, encoder.embedding_dim
+
+    encoder = bundle.untrained(config())
+    assert identity(encoder, 0.0) is not None
+    assert identity(Louder(encoder.config, encoder.frontend, encoder.encoder), 0.0) is None
+    assert identity(Around(encoder), 0.0) is None
 
 
 def test_damaged_parts_count_as_none_and_whole_ones_stay(

@@ -38,11 +38,12 @@ def test_a_task_file_holds_several_tasks_with_folders_relative_to_it(tmp_path: P
         ("folder: a\nlable: note\n", "tasks.yaml: lable: Extra inputs are not permitted; keys are folder, label"),
         ("- 3\n", "tasks.yaml: task: "),
         ("a: [", "tasks.yaml: not YAML: "),
+        ("folder: \udcff", "tasks.yaml: not YAML: 'utf-8' codec"),
         ("", "tasks.yaml: task: "),
     ],
 )
 def test_a_wrong_task_file_is_named_with_the_key(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "tasks.yaml").write_text(text)
+    (tmp_path / "tasks.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(InputError) as raised:
         parse_tasks([str(tmp_path / "tasks.yaml")])
     assert said in str(raised.value)

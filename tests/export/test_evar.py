@@ -130,6 +130,18 @@ def test_the_state_dict_has_exactly_the_published_names_and_plain_tensors(kind: 
     assert all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in state.values())
 
 
+@pytest.mark.parametrize(("kind", "dim", "num_mels"), [("audio_ntt", 64, 80), ("audio_ntt_v2", 800, 40)])
+def test_weights_on_any_number_of_mels_come_back_from_the_layout(
+    kind: str, dim: int, num_mels: int, tmp_path: Path
+) -> None:
+    tree = {"frontend": {"num_mels": num_mels}, "encoder": {"kind": kind, "embedding_dim": dim}}
+    ours = untrained(TaskConfig.model_validate(tree))
+    torch.save(evar.audio_ntt_state_dict(ours), tmp_path / "weights.pth")
+    back = evar.from_audio_ntt(str(tmp_path / "weights.pth"))
+    assert back.config.frontend.num_mels == num_mels
+    assert torch.equal(back(clips()), ours(clips()))
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -149,8 +161,8 @@ def test_wrapped_and_prefixed_weights_are_found(wrap: Callable[[Any], Any], tmp_
     [
         (lambda state: state.pop("fc.3.bias"), r"BYOL-A's layout, came one with fc.3.bias .missing."),
         (lambda state: state.update({"head.weight": torch.zeros(2)}), r"head.weight .not in the layout."),
-        (lambda state: state.update({"fc.0.weight": torch.zeros(7)}), r"a multiple of 512 columns, came \[7\]"),
-        (lambda state: state.update({"fc.0.weight": torch.zeros(512, 100)}), r"a multiple of 512 columns"),
+        (lambda state: state.update({"fc.0.weight": torch.zeros(7)}), r"a multiple of 64 columns, came \[7\]"),
+        (lambda state: state.update({"fc.0.weight": torch.zeros(512, 100)}), r"a multiple of 64 columns"),
         (lambda state: state.clear(), "cannot be read as a state dict of tensors"),
         (lambda state: state.update({"epoch": 3}), "cannot be read as a state dict of tensors .it holds features.0"),
     ],
