@@ -114,7 +114,9 @@ def test_it_leaves_a_table_a_picture_and_a_winner_that_pretrain_takes(swept: dic
 
 
 def test_a_finished_sweep_is_finished_at_once(swept: dict[str, Any], plan: Callable[..., Plan]) -> None:
-    assert sweep(plan(), swept["url"], on_event=pytest.fail) == swept["records"]
+    events: list[Event] = []
+    assert sweep(plan(), swept["url"], on_event=events.append) == swept["records"]
+    assert [event["kind"] for event in events] == ["ended"]  # no trial began
 
 
 def test_another_sweep_in_the_same_folder_is_refused_by_its_keys(
