@@ -30,12 +30,13 @@ def main(
     data: Annotated[str, typer.Option(help="shards to train on")],
     tasks: Annotated[Path, typer.Option(help="folder that holds the labelled folders")],
     out: Annotated[Path, typer.Option(help="folder for encoders and scores")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="of the base")] = None,
     seeds: Annotated[str, typer.Option(help="by comma")] = "0,1,2,3,4",
     arms: Annotated[str | None, typer.Option(help="by comma; default: all, in order")] = None,
     processes: Annotated[int, typer.Option(help="cells at a time, of one thread each")] = 2,
 ) -> None:
     """Train and score every cell that has no score yet."""
-    tree = yaml.safe_load(spec.read_text())
+    tree = read_spec(spec, overrides or [])
     names = arms.split(",") if arms else list(tree["arms"])
     if unknown := [name for name in names if name not in tree["arms"]]:
         raise SystemExit(f"{spec}: no arm {unknown[0]!r}; it has {', '.join(tree['arms'])}")
@@ -52,6 +53,14 @@ def main(
                 f"[{number}/{len(waiting)}, {(time.time() - began) / 60:.0f} min] {name} seed {seed}: {said}",
                 flush=True,
             )
+
+
+def read_spec(file: Path, overrides: list[str]) -> dict[str, Any]:
+    """The base, tasks and arms of a file, `overrides` laid on the base."""
+    from scaleaudio.config import override, parse_overrides
+
+    tree: dict[str, Any] = yaml.safe_load(file.read_text())
+    return tree | {"base": override(tree["base"], parse_overrides(overrides))}
 
 
 def _cell(

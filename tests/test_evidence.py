@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 
@@ -79,3 +80,14 @@ def test_an_arm_is_compared_with_the_baseline_of_the_same_seed_alone(compare: Mo
     scores = {"baseline": {0: cell(0.5, 0.8), 1: cell(0.7, 0.9)}, "arm": {1: cell(0.75, 0.9), 2: cell(0.1, 0.1)}}
     assert compare.differences(scores, "arm") == [pytest.approx({"fsdd": 0.05, "esc10": 0.0})]
     assert "| arm | 1 | +0.050 | +0.000 | +0.050 |" in compare.markdown(scores)
+
+
+def test_keys_on_the_command_line_change_the_base_and_not_what_an_arm_says(
+    evidence: ModuleType, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    changed = evidence.read_spec(file, ["schedule.steps=7", "negatives.frequency_strength=0.3"])
+    baseline, field = (evidence.cell_config(changed, arm, 0, "shards") for arm in spec["arms"])
+    assert (baseline.schedule.steps, field.schedule.steps) == (7, 7)
+    assert baseline.negatives.frequency_strength == 0 and field.negatives.kind == "field"

@@ -1,7 +1,8 @@
 """How steps per second grow with workers: one, two and more beside each other in turns, and what they tell each other.
 
-The workers are processes of this machine that share the global batch, as those of a run do. What a step sends is
-counted as it is sent; `bench/cluster.py` says what that comes to on machines that are not here.
+The workers are processes of this machine that share the global batch, as those of a run do. Beside them the same
+processes step the same shares and say nothing to each other: more than that the machine does not give. What a step
+sends is counted as it is sent; `bench/cluster.py` says what that comes to on machines that are not here.
 """
 
 from __future__ import annotations
@@ -79,32 +80,42 @@ def measure(
     task = without_negatives(config)
     tree = task.model_dump()
     with ExitStack() as stack:
-        groups = {num: _group(stack, tree, data, optimizer, num) for num in workers}
-        sent = {num: _ask(group, COUNT)[0] for num, group in groups.items()}
-        timings = take_turns({str(num): _turn(group) for num, group in groups.items()}, rounds, on_done=on_done)
-    wall = {num: [timing.wall for timing in timings[str(num)]] for num in workers}
-    cpu = {num: [timing.cpu for timing in timings[str(num)]] for num in workers}
+        ways = [(num, apart) for num in workers for apart in (False, True)[:num]]
+        groups = {way: _group(stack, tree, data, optimizer, *way) for way in ways}
+        sent = {way: _ask(group, COUNT)[0] for way, group in groups.items()}
+        turns = {_name(*way): _turn(group) for way, group in groups.items()}
+        timings = take_turns(turns, rounds, on_done=on_done)
+    wall = {way: [timing.wall for timing in timings[_name(*way)]] for way in ways}
+    cpu = {way: [timing.cpu for timing in timings[_name(*way)]] for way in ways}
+    one = (1, False)
     found = [
         {
-            "workers": num,
-            "step_ms": 1e3 * sorted(wall[num])[len(wall[num]) // 2],
-            "times_one": ratio(wall[1], wall[num]),
-            "cpu_of_one": ratio(cpu[num], cpu[1]),
-            "sent": sent[num],
+            "workers": way[0],
+            "apart": way[1],
+            "step_ms": 1e3 * sorted(wall[way])[len(wall[way]) // 2],
+            "times_one": ratio(wall[one], wall[way]),
+            "cpu_of_one": ratio(cpu[way], cpu[one]),
+            "sent": sent[way],
         }
-        for num in workers
+        for way in ways
     ]
     return {"machine": machine(), "batch": data.global_batch, "measured": found}
 
 
-def worker(tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig, world: World, port: int) -> Turn:
-    """One worker's turns, in its own process."""
+def worker(
+    tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig, world: World, port: int | None
+) -> Turn:
+    """One worker's turns, in its own process; without a port it is on its own with its share of the clips."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
     config = TaskConfig.model_validate(tree)
+    if port is None:
+        lanes, world = len(world.share(data.lanes)), World()
+        batch = noise(config, 0, lanes * data.global_batch // data.lanes, lanes)
+    else:
+        batch = _share(noise(config, 0, data.global_batch, data.lanes), world)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
     engine = PlainEngine(config.build(world).train(), optimizer)
-    batch = _share(noise(config, 0, data.global_batch, data.lanes), world)
     take = engine_steps(engine, batch)
 
     def turn(number: int) -> Any:
@@ -123,7 +134,7 @@ def table(result: dict[str, Any]) -> Table:
 
     made = Table(
         title=f"{result['batch']} clips a step, shared by workers of one thread",
-        caption="ratios: median over rounds (quartiles)",
+        caption="ratios: median over rounds (quartiles); apart: the same processes that say nothing to each other",
     )
     for name in (
         "workers",
@@ -136,18 +147,28 @@ def table(result: dict[str, Any]) -> Table:
     for row in result["measured"]:
         sent = ", ".join(f"{name} {calls} x, {size / 1e6:.2f} MB" for name, (calls, size) in row["sent"].items())
         times, cpu = Spread(*row["times_one"]), Spread(*row["cpu_of_one"])
-        made.add_row(str(row["workers"]), f"{row['step_ms']:.0f}", f"{times:.2f}", f"{cpu:.2f}", sent or "nothing")
+        made.add_row(
+            _name(row["workers"], row["apart"]),
+            f"{row['step_ms']:.0f}",
+            f"{times:.2f}",
+            f"{cpu:.2f}",
+            sent or "nothing",
+        )
     return made
 
 
 def _group(
-    stack: ExitStack, tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig, num: int
+    stack: ExitStack, tree: Mapping[str, Any], data: DataConfig, optimizer: OptimizerConfig, num: int, apart: bool
 ) -> list[Elsewhere]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = None if apart else probe.getsockname()[1]
     worlds = [World(rank, num) for rank in range(num)]
     return [stack.enter_context(closing(Elsewhere(worker, tree, data, optimizer, world, port))) for world in worlds]
+
+
+def _name(num: int, apart: bool) -> str:
+    return f"{num}, apart" if apart else str(num)
 
 
 def _ask(group: list[Elsewhere], number: int) -> list[Any]:

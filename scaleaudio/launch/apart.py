@@ -72,7 +72,7 @@ def _apart(check: str, asked: Asked, seconds: float) -> list[Finding]:
     """A check's findings, made in a process of its own."""
     name = check.rpartition(":")[2]
     words = [sys.executable, "-m", __name__, check, json.dumps(asdict(asked))]
-    quiet = os.environ | {"PYTHONWARNINGS": "ignore", "DS_LOG_LEVEL": "error"}
+    quiet = os.environ | {"PYTHONWARNINGS": "ignore"}
     pipe = subprocess.PIPE
     child = subprocess.Popen(
         words, env=quiet, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, process_group=0

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-os.environ.setdefault("DS_LOG_LEVEL", "error")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says on stdout that it found nothing else
 import deepspeed
 from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,

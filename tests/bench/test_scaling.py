@@ -56,7 +56,8 @@ def test_two_workers_send_what_the_formula_says(tiny_file: Path, capsys: pytest.
     result = json.loads(capsys.readouterr().out)
     config = load(tiny_file)
     traffic = Traffic.of(config.build())
-    one, two = result["measured"]
+    one, two, apart = result["measured"]
+    assert (apart["workers"], apart["apart"], apart["sent"]) == (2, True, {})
     assert one["sent"] == {} and one["times_one"] == [1, 1, 1]
     key_bytes = config.data.global_batch * traffic.key
     assert two["sent"]["allreduce"] == [3, traffic.gradients + 2 * key_bytes]  # group norm: no statistics

@@ -5,6 +5,8 @@ Everything runs in two processes and then in one: starting them costs more than 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,11 @@ def test_all_engines_and_workers_end_with_the_same_tensors(two: list[dict[str, A
         assert tensors.keys() == expected.keys()
         for key, tensor in tensors.items():
             assert (tensor - expected[key]).norm() <= 0.01 * expected[key].norm() + 1e-7, f"{name} {key}"
+
+
+def test_deepspeed_says_nothing_when_it_is_loaded() -> None:
+    """Standard output belongs to tables and JSON."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import scaleaudio.launch.engine"], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout == ""
