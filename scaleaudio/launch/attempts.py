@@ -31,7 +31,7 @@ from scaleaudio.launch.monitor import GO_ON, RESIZE, Event, Monitor
 from scaleaudio.launch.places import Grower, await_places
 from scaleaudio.launch.worker import train_worker
 from scaleaudio.report.events import append_events
-from scaleaudio.report.runlog import read_events, read_metrics
+from scaleaudio.report.runlog import newest_step
 
 _GATHER_SECONDS = 60.0  # for all workers at the start of a run
 _REGATHER_SECONDS = 10.0  # and after a fault: a machine that lives has freed what the dead held by then
@@ -97,7 +97,7 @@ class _Attempts:
         fault = self._driver_lost(self._settings.pop("driver_lost"))
         num_before = 0
         while True:
-            num_workers = self._await_places(fault, ears)
+            num_workers = 0 if ears.stop_reason else self._await_places(fault, ears)
             if num_workers == 0:
                 return self._end(None, ears.stop_reason)
             if num_before not in (0, num_workers):
@@ -107,14 +107,12 @@ class _Attempts:
             if error is None and self._ended.get("reason") not in GO_ON:
                 self._write()
                 return self._ended
-            fault = self._struck(error)
+            fault = self._struck(error, ears)
 
     def _driver_lost(self, claim: Claim | None) -> Fault | None:
         if claim is None:
             return None
-        records = [*read_metrics(self._settings["run_url"]), *read_events(self._settings["run_url"])]
-        step = max((record.get("step", 0) for record in records), default=0)
-        began: float = self._settings["began"]
+        step, began = newest_step(self._settings["run_url"]), float(self._settings["began"])
         fault = Fault("driver", f"the driver before this one was lost ({claim})", step, claim.seen_at, began)
         self._unwritten.append(fault.event())
         self._show(fault.event())
@@ -195,8 +193,10 @@ class _Attempts:
             ),
         )  # fmt: skip
 
-    def _struck(self, error: Exception | None) -> Fault | None:
+    def _struck(self, error: Exception | None, ears: Ears) -> Fault | None:
         """What ended the attempt, None where it only changes its size; waits before a try that is likely in vain.
+
+        A stop that is asked for ends the waiting.
 
         Raises:
             RunFailed: after too many faults in a row.
@@ -222,7 +222,7 @@ class _Attempts:
             raise RunFailed(f"{fault.what}{in_a_row}") from error
         if self._num_failed > 1:
             pause = _PAUSE_SECONDS * 4 ** (self._num_failed - 2)
-            time.sleep(min(pause, _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
+            ears.wait(min(pause, _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
         return fault
 
     def _end(self, failure: str | None, reason: str | None = None) -> Event:

@@ -54,6 +54,16 @@ def read_lines(url: str) -> Iterator[Line]:
                 yield Line(text, record)
 
 
+def tail(url: str, num_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+    """The records in the last `num_bytes` of a file, however long it is."""
+    with storage.open_input(url) as file:
+        start = max(0, file.size() - num_bytes)
+        file.seek(start)
+        lines = bytes(file.read()).split(b"\n")
+    whole = lines[1:] if start else lines
+    return [record for line in whole if (record := record_of(line)) is not None]
+
+
 def record_of(text: bytes) -> dict[str, Any] | None:
     """The record that a line spells out, where it is one with a sensible step."""
     try:

@@ -215,6 +215,14 @@ def read_metrics(run_url: str) -> list[dict[str, Any]]:
     ]
 
 
+def newest_step(run_url: str) -> int:
+    """The greatest step that the ends of a run's logs tell of: what weeks have written is not read. 0 without any."""
+    logs, events = pieces.piece_urls(run_url), storage.join(run_url, EVENTS)
+    closed = [last for url in logs if (last := pieces.last_step(url)) is not None]
+    ends = [*logs[-1:], *([events] if storage.exists(events) else [])]
+    return max([*closed, *(record.get("step", 0) for url in ends for record in pieces.tail(url))], default=0)
+
+
 def read_events(run_url: str) -> list[dict[str, Any]]:
     """The records of a run's events.jsonl, oldest first, over all its attempts; damaged lines are left out."""
     url = storage.join(run_url, EVENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from scaleaudio.report.runlog import (
     REJECTS,
     RunLog,
     leave_rejects,
+    newest_step,
     read_events,
     read_metrics,
     read_rejects,
@@ -197,3 +199,27 @@ def test_tensorboard_reads_files_that_follow_one_another_as_one_curve(
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert {scalar.step: scalar.value for scalar in board.Scalars("loss")} == {step: 10.0 - step for step in range(40)}
+
+
+def test_the_newest_step_is_found_at_the_end_of_logs_of_any_length(run_url: str) -> None:
+    """A quarter of a gigabyte of it, which is not read."""
+    assert newest_step(run_url) == 9
+    with Path(run_url, METRICS).open("r+b") as file:
+        file.seek(1 << 28)
+        file.write(b'\n{"step": 70000, "loss": 1.0}\n{"step": 70001, "lo')
+    tracemalloc.start()
+    assert newest_step(run_url) == 70_000
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    append_events(run_url, [fault("worker", 70_003, "it died")])
+    assert newest_step(run_url) == 70_003
+    assert newest_step(f"{run_url}/nothing") == 0
+
+
+def test_the_newest_step_of_a_piece_that_was_just_closed_is_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(monkeypatch, "bucket"):
+        storage.write_atomic(f"s3://bucket/run/{pieces.piece_name(41)}", b'{"step": 41}\n')
+        storage.write_atomic(f"s3://bucket/run/{METRICS}", b"")
+        assert newest_step("s3://bucket/run") == 41
