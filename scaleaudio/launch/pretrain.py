@@ -52,7 +52,8 @@ def pretrain(
         run_url: a path or URL that all workers reach.
         fresh: delete what the run folder holds and start anew.
         max_hours: write a checkpoint and stop after that time.
-        on_event: gets what happens: the kinds of `report.events`, metrics, and each phase before the first step.
+        on_event: gets what happens: the kinds of `report.events`, metrics, and each phase before the first step. What
+            it raises ends the run in good order, and is raised here.
         stop_asked: once it says so, a checkpoint is written and the run stops, as after a first Ctrl-C.
         debug: show Ray's and the workers' logs.
 

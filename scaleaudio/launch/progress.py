@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -59,7 +60,11 @@ class Progress(_Shown):
         self._saved: int | None = None
 
     def on_event(self, event: Event) -> None:
-        """Shows one event (`launch.pretrain`)."""
+        """Shows one event (`launch.pretrain`); a terminal that is gone, or a log on a full disk, ends no run."""
+        with suppress(OSError):
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         kind = event["kind"]
         if kind == "metrics":
             self._show(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,7 +39,11 @@ class TrialsProgress:
         self._bar.stop()
 
     def on_event(self, event: Event) -> None:
-        """Shows one event (`launch.sweep`)."""
+        """Shows one event (`launch.sweep`); a terminal that is gone, or a log on a full disk, ends no sweep."""
+        with suppress(OSError):
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         if event["kind"] == "trial":
             self._show(event["record"])
         elif event["kind"] == "warning":

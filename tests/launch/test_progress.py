@@ -153,3 +153,13 @@ def test_a_folder_that_is_gone_does_not_end_a_run(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert provenance()["folder"] is None and provenance()["git"] is None
+
+
+def test_a_terminal_that_is_gone_ends_no_run() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    progress = Progress(400, Console(file=Gone(), force_terminal=False))
+    for event in [STARTED, metrics(10), RECOVERY]:
+        progress.on_event(event)
