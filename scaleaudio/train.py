@@ -5,7 +5,9 @@ No callbacks and no Ray: a Ray worker, a test and a notebook are each a `for rep
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from scaleaudio.task import PretrainTask
 from scaleaudio.types import Batch, Losses, Reject, Settings, World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class OptimizerConfig(Settings):
@@ -214,12 +218,25 @@ class PlainEngine:
 
 def placed(task: PretrainTask, device: torch.device) -> PretrainTask:
     """The task on its device, compiled where its config says so."""
+    if device.type == "cpu":
+        _keep_freed_memory()
     task.to(device)
     mode = task.config.train.compile
     if mode != "off":
         for module in (task.encoder, task.projector):
             module.compile(mode=None if mode == "default" else mode)
     return task
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what a step frees for the next one, up to a GiB.
+
+    Otherwise large tensors go back to the system at once and come again page by page, which took an eighth of a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(threshold, 1 << 30)
 
 
 def average(tensors: list[Tensor], world: World) -> None:

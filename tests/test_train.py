@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from itertools import count
 from typing import Any
 
@@ -169,6 +171,7 @@ def test_embeddings_that_are_not_finite_are_reported_and_raise_nothing() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's compiler, of its own parts
 def test_a_compiled_task_takes_the_steps_of_the_plain_one() -> None:
     losses = {}
     for mode in ("off", "default"):
@@ -176,3 +179,14 @@ def test_a_compiled_task_takes_the_steps_of_the_plain_one() -> None:
         reports = fit(trained, batches(trained.task.config, 0, 3))
         losses[mode] = [float(report.stepped.losses.total.detach()) for report in reports]
     assert losses["default"] == pytest.approx(losses["off"], rel=1e-2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_memory_that_a_step_frees_is_kept_for_the_next() -> None:
+    PlainEngine(config().build(), OptimizerConfig())
+    pages = 64 * 2**20 // resource.getpagesize()
+    torch.ones(16 * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(16 * 2**20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages // 4
