@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from scaleaudio.chunks import Chunking, in_chunks
 from scaleaudio.encoders import Encoder
 from scaleaudio.frontend import Frontend
 from scaleaudio.task import TaskConfig
+from scaleaudio.types import LOUDEST
 
 MAX_SECONDS = 600
 CHUNK_SECONDS = 30.0
@@ -129,8 +131,11 @@ class AudioEncoder(nn.Module):
             )
         if not wave_BT.is_floating_point():
             raise ValueError(f"waveforms of {wave_BT.dtype}: expected floating point in [-1, 1]; divide by full scale")
-        if not torch.isfinite(wave_BT).all():
+        peak = float(wave_BT.abs().max())
+        if not math.isfinite(peak):
             raise ValueError("waveforms with NaN or Inf: expected finite samples in [-1, 1]")
+        if peak > LOUDEST:
+            raise ValueError(f"waveforms that reach {peak:.3g}: expected samples in [-1, 1]; divide by full scale")
 
 
 def _num_in_chunk(hop_seconds: float) -> int:

@@ -22,6 +22,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+# No audio has greater samples, not even at a 32-bit integer's scale; the power of far greater ones is beyond float32.
+LOUDEST = 2.0**32
+
 
 class Settings(BaseModel):
     """Base of every config: frozen; an unknown key is an error, as is a number that is none (.nan) or endless (.inf).

@@ -158,6 +158,7 @@ def test_a_clip_embeds_the_same_alone_and_among_others(encoder: AudioEncoder) ->
         (torch.zeros(0, 100), r"shape \[0, 100\]"),
         (torch.tensor([[0.0, float("nan")]]), "NaN or Inf"),
         (torch.tensor([[0.0, float("inf")]]), "NaN or Inf"),
+        (torch.tensor([[0.0, -1e20]]), r"that reach 1e\+20: expected samples in \[-1, 1\]"),
         (torch.zeros(1, 16000, dtype=torch.int16), "int16: expected floating point"),
         (torch.zeros(1, 1).expand(1, 601 * 16000), "601 s: expected at most 600 s"),
     ],

@@ -195,6 +195,13 @@ def test_evaluate_compares_models_and_looks_into_them(
     assert run(*words)[1] == out
 
 
+def test_evaluate_refuses_to_compare_a_model_with_itself(run: Run, model: Path, clips: Path) -> None:
+    for against in (["model"], [f"{model}/"], ["timm:resnet18", "timm:resnet18"]):
+        words = [word for other in against for word in ("--against", other)]
+        code, out, err = run("evaluate", model, f"{clips}:pitch", *words)
+        assert (code, out) == (2, "") and f"--against {against[-1]}: the same model is named twice" in one_line(err)
+
+
 def test_evaluate_draws_sensitivity_curves_without_any_task(run: Run, model: Path, clips: Path, tmp_path: Path) -> None:
     words = ["--sensitivity", clips, "--clips", "4", "--baselines", "--out", "curves"]
     code, out, _ = run("evaluate", model, *words)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scaleaudio.cli.app import app, local_folder, print_table
+from scaleaudio.errors import InputError
 
 if TYPE_CHECKING:
     from scaleaudio.evaluate import Task
@@ -69,6 +70,9 @@ def evaluate(
 
 def _named(words: list[str]) -> dict[str, str]:
     """The models' paths by the name that each has in tables: the last part of its path where that is its own."""
+    places = [Path(word).resolve() for word in words]
+    if twice := [word for word, place in zip(words, places, strict=True) if places.count(place) > 1]:
+        raise InputError(f"--against {twice[0]}: the same model is named twice, so there is nothing to compare it with")
     names = [word if word.startswith("timm:") else Path(word).name for word in words]
     return {word if names.count(name) > 1 else name: word for name, word in zip(names, words, strict=True)}
 

@@ -19,6 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from scaleaudio.errors import DecodeError
+from scaleaudio.types import LOUDEST
 
 Wave = NDArray[np.float32]
 Result = TypeVar("Result")
@@ -307,12 +308,15 @@ def _read(file: Any, count: int) -> Wave:
         block: Wave = file.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         raise Unreadable(_reason(error)) from error
-    return _finite(block)
+    return _believable(block)
 
 
-def _finite(block: Wave) -> Wave:
-    if not np.isfinite(block).all():
+def _believable(block: Wave) -> Wave:
+    peak = float(np.abs(block).max(initial=0.0))
+    if not math.isfinite(peak):
         raise DecodeError("not finite: the audio holds NaN or infinity")
+    if peak > LOUDEST:
+        raise DecodeError(f"not audio: samples reach {peak:.3g}, where full scale is 1")
     return block
 
 
@@ -343,7 +347,7 @@ def _ffmpeg_blocks(decoder: Any, rate_hz: int, promised: int, step_seconds: floa
         if not len(block):
             break
         got += len(block)
-        yield _finite(block)
+        yield _believable(block)
     if got < 0.99 * promised:
         raise DecodeError(_truncated(got, promised, rate_hz))
 

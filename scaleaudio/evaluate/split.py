@@ -76,7 +76,8 @@ def plan_task(task: Task, table: LabelTable) -> Plan:
     Raises:
         InputError: a column or value that the table lacks, an empty part, a row in both parts, fewer than two classes.
     """
-    labels = np.array([cell.strip() for cell in _column(task, table, task.label)])
+    cells = (cell.strip() for cell in _column(task, table, task.label))
+    labels = np.array([cell if _has_class(cell, task.separator) else "" for cell in cells])
     folds, protocol = _divide(task, table, labels)
     has_label = labels != ""
     folds = [Fold(f.train[has_label[f.train]], f.test[has_label[f.test]]) for f in folds]
@@ -92,6 +93,10 @@ def plan_task(task: Task, table: LabelTable) -> Plan:
     )
     _check(plan)
     return plan
+
+
+def _has_class(cell: str, separator: str) -> bool:
+    return any(part.strip() for part in (cell.split(separator) if separator else [cell]))
 
 
 def _divide(task: Task, table: LabelTable, labels: npt.NDArray[np.str_]) -> tuple[list[Fold], str]:

@@ -2,10 +2,10 @@
 
     FOLDER/MODEL/PART.safetensors    `checksum` (N, 32) and `embedding` (N, D)
 
-MODEL is a digest of weights, config, versions and the least length of a clip; a row belongs to the sha256 of a file's
-bytes, whatever the file is called. A part is written in one go under the name of its own content and never changed, so
-any number of programs may share a folder, and one that is killed leaves whole parts to go on from. A damaged part
-counts as none.
+MODEL is a digest of weights, config, the least length of a clip, and the versions of all that has a hand in it (torch,
+timm, libsndfile, ...); a row belongs to the sha256 of a file's bytes, whatever the file is called. A part is written in
+one go under the name of its own content and never changed, so any number of programs may share a folder, and one that
+is killed leaves whole parts to go on from. A damaged part counts as none.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+import soundfile
 from rich.progress import track
 from torch import nn
 
-from scaleaudio import __version__
 from scaleaudio.embedder import AudioEncoder
 from scaleaudio.evaluate.baseline import MelStatistics
 from scaleaudio.evaluate.corpus import model_digest
@@ -34,6 +35,7 @@ from scaleaudio.types import Reject
 
 FORMAT = 1
 PART_FILES = 2048
+PACKAGES = ("scaleaudio", "torch", "torchaudio", "scipy", "soundfile", "torchcodec", "timm")
 
 
 def embed_stored(
@@ -85,8 +87,17 @@ def identity(model: nn.Module, min_seconds: float) -> str | None:
     if own_code or type(inner) not in (AudioEncoder, MelStatistics):  # a subclass has code of its own as well
         return None
     stages = tuple(model.columns) if isinstance(model, Staged) else ()
-    facts = (FORMAT, __version__, torch.__version__, device_of(inner).type, min_seconds, type(inner).__name__, stages)
+    facts = (FORMAT, _versions(), device_of(inner).type, min_seconds, type(inner).__name__, stages)
     return hashlib.sha256(f"{facts!r} {model_digest(inner)}".encode()).hexdigest()[:32]
+
+
+def _versions() -> dict[str, str]:
+    """Of all that makes an embedding out of a file's bytes; libsndfile's is not that of soundfile, which calls it."""
+    found = {"libsndfile": str(soundfile.__libsndfile_version__)}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _checksums(files: Sequence[Path], progress: bool) -> list[bytes | None]:

@@ -24,7 +24,7 @@ class Task(Settings):
 
     Attributes:
         folder: a folder with a labels.csv (columns `filename`, relative to it, and labels), or a CSV file.
-        label: the column that holds the class; rows where it is empty are left out and counted.
+        label: the column that holds the class; rows where it names none are left out and counted.
         separator: what stands between the classes of a clip that may have several, such as ";" in "dog;rain"; the
             measure is then mAP.
         train: filters such as "group=v16" or "group!=v1,v2" (alternatives by comma); a row must pass all of them.

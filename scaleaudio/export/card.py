@@ -6,7 +6,7 @@ The front matter is the Hugging Face Hub's; the page is the README of the export
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,22 +125,24 @@ def _scores(notes: CardNotes, name: str) -> str:
         return "Not evaluated yet: `scaleaudio evaluate THIS_FOLDER LABELLED`."
     asked = notes.scores_name or name
     lines = ["| task | probe | score (95 % interval over test clips) |", "|---|---|---|"]
-    for score in _read_scores(notes.scores, asked):
-        value, low, high = (f"{score[key]:.3f}".removeprefix("0") for key in ("score", "low", "high"))
-        lines.append(f"| {score['task']} | {score['metric']} | {value} ({low}-{high}) |")
+    for task, metric, *numbers in _read_scores(notes.scores, asked):
+        value, low, high = (f"{number:.3f}".removeprefix("0") for number in numbers)
+        lines.append(f"| {task} | {metric} | {value} ({low}-{high}) |")
     return "\n".join(lines)
 
 
-def _read_scores(path: Path, name: str) -> list[Mapping[str, Any]]:
+def _read_scores(path: Path, name: str) -> list[tuple[Any, ...]]:
+    """Task, metric, score and the interval's two ends, a row each."""
     try:
         every = json.loads(path.read_text(encoding="utf-8"))["scores"]
         names = sorted({score["model"] for score in every})
-        found = [score for score in every if score["model"] == name]
-        if found and all(score.keys() >= {"task", "metric", "score", "low", "high"} for score in found):
-            return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        rows = [score for score in every if score["model"] == name]
+        found = [(s["task"], s["metric"], *(float(s[key]) for key in ("score", "low", "high"))) for s in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a scores.json of `scaleaudio evaluate` ({error!r})") from error
-    raise InputError(f"{path}: no scores of {name!r}, only of {', '.join(names)}. Name one with --scores-of.")
+    if not found:
+        raise InputError(f"{path}: no scores of {name!r}, only of {', '.join(names)}. Name one with --scores-of.")
+    return found
 
 
 def _licence(notes: CardNotes) -> str:

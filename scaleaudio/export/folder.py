@@ -57,8 +57,6 @@ def export(
     card = model_card(encoder, notes or CardNotes(), name=name)
     weights = evar.audio_ntt_state_dict(encoder) if state_dict else None
     folder = write_folder(encoder, Path(out), name, card)
-    for stale in (STATE_DICT, graph.ONNX_FILE, graph.PROGRAM_FILE):
-        (folder / stale).unlink(missing_ok=True)
     if weights is not None:
         torch.save(weights, folder / STATE_DICT)
     if onnx:
@@ -69,8 +67,13 @@ def export(
 
 
 def write_folder(encoder: AudioEncoder, out: Path, name: str, card: str | None = None) -> Path:
-    """Writes the files that every exported folder has; without a card, one that says what the encoder knows."""
+    """Writes the files that every exported folder has; without a card, one that says what the encoder knows.
+
+    The other weights that an earlier export left in `out` are removed.
+    """
     folder = bundle.save(encoder, out)
+    for stale in (STATE_DICT, graph.ONNX_FILE, graph.PROGRAM_FILE):
+        (folder / stale).unlink(missing_ok=True)
     _write_text(folder / "README.md", card or model_card(encoder, CardNotes(), name=name))
     _write_text(folder / xares.FILE, xares.class_file(encoder, name))
     return folder

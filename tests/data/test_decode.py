@@ -73,6 +73,8 @@ def test_audio_beyond_full_scale_is_scaled_into_range():
         (encode(noise(100), 500, format="WAV"), "sample rate 500 Hz"),
         (encode(np.array([0.1, np.nan, 0.2]), format="WAV", subtype="FLOAT"), "not finite"),
         (encode(np.array([0.1, np.inf, 0.2]), format="WAV", subtype="FLOAT"), "not finite"),
+        (encode(np.array([0.1, -1e20, 0.2]), format="WAV", subtype="FLOAT"), r"samples reach 1e\+20"),
+        (encode(np.full((9, 2), 3e38), format="WAV", subtype="FLOAT"), r"samples reach 3e\+38"),
     ],
 )
 def test_an_unusable_file_says_why(data, reason):

@@ -70,6 +70,17 @@ def test_unusable_files_are_named_with_the_reason_and_the_others_embedded(tmp_pa
     assert np.isfinite(embedded.by_model["m"][1]).all() and np.isnan(embedded.by_model["m"][[0, 2, 3]]).all()
 
 
+def test_audio_too_loud_to_be_any_is_named_and_what_has_whole_numbers_scale_is_embedded(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, 16000)
+    files = [tmp_path / "loud.wav", tmp_path / "whole.wav"]
+    for file, peak in zip(files, (1e20, 2.0**31), strict=True):
+        soundfile.write(file, peak * noise, 16000, subtype="FLOAT")
+    embedded = embed_files({"mel": MelStatistics()}, files)
+    assert [reject.key for reject in embedded.rejects.values()] == ["loud.wav"]
+    assert "samples reach 1e+20" in embedded.rejects[0].reason
+    assert np.isfinite(embedded.by_model["mel"][1]).all()
+
+
 def test_bounded_stretches_and_batches_give_the_same_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,13 @@ def test_unusable_files_leave_both_parts_and_are_kept_by_name() -> None:
     assert [reject.key for reject in found.rejects] == ["1", "5"]  # 7 took no part
 
 
+def test_a_cell_of_separators_alone_has_no_label() -> None:
+    found = plan("label=a|b | c || a | a|b; split=train train train train test test test", separator="|")
+    assert parts(found) == [([0, 2], [4, 6])] and found.num_unlabelled == 3
+    with pytest.raises(InputError, match="no labelled clip to test on"):
+        plan("label=a b | ||; split=train train test test", separator="|")
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "said"),
     [

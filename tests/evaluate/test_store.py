@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,31 @@ def test_what_could_make_another_embedding_is_another_identity() -> None:
     known += [identity(model, 0.0), identity(bundle.untrained(config({"seed": 1})), 0.0)]
     assert None not in known and len(set(known)) == len(known)
     assert identity(bundle.untrained(config()), 0.0) == known[0]
+
+
+@pytest.mark.parametrize("package", ["torch", "torchaudio", "scipy", "soundfile", "timm"])
+def test_another_version_of_what_decodes_resamples_or_embeds_is_another_identity(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = identity(MelStatistics(), 0.0)
+    monkeypatch.setattr(store, "version", lambda name: "99" if name == package else version(name))
+    assert identity(MelStatistics(), 0.0) != known
+
+
+def test_another_libsndfile_under_the_same_soundfile_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = identity(MelStatistics(), 0.0)
+    monkeypatch.setattr(soundfile, "__libsndfile_version__", "99")
+    assert identity(MelStatistics(), 0.0) != known
+
+
+def test_without_timm_and_torchcodec_there_is_an_identity_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fewer(name: str) -> str:
+        if name in ("timm", "torchcodec"):
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(store, "version", fewer)
+    assert identity(MelStatistics(), 0.0) is not None
 
 
 def test_a_model_whose_code_decides_is_embedded_each_time(

@@ -70,8 +70,8 @@ def test_nothing_that_is_published_tells_where_on_a_machine_the_data_lay(run: Pa
 
 
 def test_the_card_says_what_the_exporter_adds(run: Path, tmp_path: Path) -> None:
-    scores = {"model": "tiny", "task": "digits", "metric": "knn", "score": 0.5, "low": 0.41, "high": 0.59}
-    (tmp_path / "scores.json").write_text(json.dumps({"scores": [scores, scores | {"model": "other"}]}))
+    scores = json.loads(scores_of_tiny())["scores"] + json.loads(scores_of_tiny(model="other"))["scores"]
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": scores}))
     notes = CardNotes("two days of rain", "cc-by-4.0", tmp_path / "scores.json")
     matter, text = card_of(export(str(run), tmp_path / "out", notes))
     assert matter["license"] == "cc-by-4.0" and "Weights: cc-by-4.0." in text
@@ -104,11 +104,18 @@ def test_the_card_s_code_runs(run: Path, tmp_path: Path) -> None:
     assert names["embedding_BD"].shape == (2, 16) and names["frames_BSD"].shape[2] == 16
 
 
+def scores_of_tiny(**changes: Any) -> str:
+    found = {"model": "tiny", "task": "digits", "metric": "knn", "score": 0.5, "low": 0.41, "high": 0.59}
+    return json.dumps({"scores": [found | changes]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", r"scores.json: not a scores.json"),
         ('{"scores": 3}', r"scores.json: not a scores.json"),
+        (scores_of_tiny(score="high"), r"scores.json: not a scores.json .*'high'"),
+        (scores_of_tiny(low=None), r"scores.json: not a scores.json"),
         ('{"scores": [{"model": "other"}]}', r"no scores of 'tiny', only of other. Name one with --scores-of"),
     ],
 )

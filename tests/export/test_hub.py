@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import config
+from tiny import AUDIO_NTT, config
 
 import scaleaudio
 from scaleaudio import bundle
@@ -44,6 +44,18 @@ def test_a_card_that_is_there_is_kept(hub_encoder: HubEncoder, tmp_path: Path) -
     (tmp_path / "README.md").write_text("---\nlicense: cc0-1.0\n---\nMine.\n")
     hub_encoder.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "---\nlicense: cc0-1.0\n---\nMine.\n"
+
+
+def test_what_is_saved_into_a_used_folder_leaves_no_weights_of_another_encoder(
+    hub_encoder: HubEncoder, tmp_path: Path
+) -> None:
+    bundle.save(bundle.untrained(config(AUDIO_NTT)), tmp_path / "other")
+    folder = export(str(tmp_path / "other"), tmp_path / "used", state_dict=True)
+    for name in ("model.onnx", "model.pt2"):
+        (folder / name).write_bytes(b"another encoder's")
+    hub_encoder.save_pretrained(folder)
+    hub_encoder.save_pretrained(tmp_path / "new")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "new").iterdir()}
 
 
 def test_a_hub_out_of_reach_is_told_and_the_folder_stays(
