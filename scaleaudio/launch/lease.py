@@ -10,6 +10,14 @@ A holder rewrites its claim every few seconds. Whether it lives is judged by whe
 never by its time, since clocks of machines differ; a claim of this machine whose process is gone is dead at once. A
 holder that finds its own claim taken away (it was frozen, or cut off, for longer than the lease) has lost the run and
 says so; nothing but its own stop protects the folder then, so it looks before each checkpoint.
+
+To look and to write are two requests, and a holder may be frozen between them: then it puts its claim back beside that
+of who took the run over. So after each writing a holder looks for others that hold, and of two the earlier yields: each
+take-over counts one turn on (a fencing number), and of the same turn the one with the greater token yields.
+
+What remains is a window, no proof. Who was frozen for longer than the lease between a look at its claim and a write
+still makes that one write, of a claim or of a checkpoint; and where storage shows late what was written (network file
+systems may), both go on for so long. Checkpoints are whole or not there, and the newest counts.
 """
 
 from __future__ import annotations
@@ -51,6 +59,7 @@ class Claim:
         holds: whether it has the run, or only asks for it.
         beat: how often it has given a sign of life.
         seen_at: when it last did, by its own clock, in seconds since the epoch.
+        turn: how many holders it came after, each of which came after the one before.
     """
 
     token: str
@@ -60,6 +69,11 @@ class Claim:
     holds: bool
     beat: int
     seen_at: float
+    turn: int = 0
+
+    def goes_before(self, other: Claim) -> bool:
+        """Of two that hold, whether this one goes on; both come to the same answer."""
+        return (-self.turn, self.token) < (-other.turn, other.token)
 
     def __str__(self) -> str:
         """Who, where, and the last sign of life."""
@@ -103,9 +117,8 @@ class Lease:
         self.after = self._outlast_others(on_wait)
         self._claim = replace(self._claim, holds=True)
         self._write()
-        for other in self._others():  # one that was frozen between its look and its word for it
-            if other.holds:
-                self._refuse(other)
+        if other := self._outranked():  # one that was frozen between its look and its word for it
+            self._refuse(other)
         self._beater = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._beater.start()
 
@@ -118,6 +131,8 @@ class Lease:
                 first, since = watched.setdefault(other.token, (other, time.monotonic()))
                 silent = time.monotonic() - since
                 alive = other.beat != first.beat or _lives(other)
+                if other.holds:
+                    self._claim = replace(self._claim, turn=max(self._claim.turn, other.turn + 1))
                 if alive and (other.holds or other.token < self._claim.token):
                     self._refuse(other)
                 if _is_dead(other) or silent > _MISSED * self._beat_seconds:
@@ -144,8 +159,13 @@ class Lease:
         self._withdraw()
 
     def _others(self) -> list[Claim]:
-        claims = (_read(url) for url in storage.list_files(storage.join(self.run_url, FOLDER), ".json"))
+        urls = storage.list_files(storage.join(self.run_url, FOLDER), ".json")
+        claims = (_read(url) for url in urls if url != self.url)
         return [claim for claim in claims if claim is not None and claim.token != self._claim.token]
+
+    def _outranked(self) -> Claim | None:
+        """Another that holds too, and goes before this one."""
+        return next((other for other in self._others() if other.holds and other.goes_before(self._claim)), None)
 
     def _write(self) -> None:
         self._claim = replace(self._claim, beat=self._claim.beat + 1, seen_at=time.time())
@@ -161,6 +181,9 @@ class Lease:
                 if not storage.exists(self.url):  # taken over: the workers see it at their next checkpoint
                     return
                 self._write()
+                if self._outranked():  # frozen for long between the two lines above
+                    self._withdraw()
+                    return
 
 
 def claim_url(run_url: str, token: str) -> str:

@@ -19,7 +19,7 @@ from scaleaudio.errors import InputError
 from scaleaudio.launch import run_folder
 from scaleaudio.launch.lease import FOLDER, Lease, check_held
 
-BEAT = 0.05
+BEAT = 0.15
 # Holds the lease of argv[1] until it is killed.
 HOLDER = (
     "import sys, time; from scaleaudio.launch.lease import Lease; Lease(sys.argv[1], 0.05).take(); "
@@ -128,3 +128,65 @@ def test_a_lease_makes_no_run_of_a_folder_and_outlives_a_fresh_start(tmp_path: P
     check_held(lease.url)
     assert not (tmp_path / "checkpoints").exists()
     lease.release()
+
+
+class Frozen(Lease):
+    """A driver of another machine that can be frozen before it writes its claim, having looked whether it is there."""
+
+    def __init__(self, run_url: str) -> None:
+        super().__init__(run_url, BEAT)
+        self._claim = replace(self._claim, process="boot/pid/1", host="node7")
+        self.runs, self.is_frozen = threading.Event(), threading.Event()
+        self.runs.set()
+
+    def _write(self) -> None:
+        if not self.runs.is_set():
+            self.is_frozen.set()
+            self.runs.wait()
+        super()._write()
+
+
+def holding(*leases: Lease) -> list[bool]:
+    """Which of them may write checkpoints, once each has had the time for a few beats."""
+    time.sleep(5 * BEAT)
+    return [storage.exists(lease.url) for lease in leases]
+
+
+@pytest.mark.parametrize("token", ["0", "f" * 16])
+def test_a_driver_frozen_between_its_look_and_its_write_yields_to_who_took_over(run_url: str, token: str) -> None:
+    """Whichever of the two has the smaller token: who took over may have written checkpoints since."""
+    old, new = Frozen(run_url), Lease(run_url, BEAT)
+    old._claim = replace(old._claim, token=token)
+    old.take()
+    old.runs.clear()
+    assert old.is_frozen.wait(60)
+    new.take()
+    assert holding(old, new) == [False, True]
+    old.runs.set()
+    end = time.monotonic() + 60
+    while holding(old, new) != [False, True]:
+        assert time.monotonic() < end
+    with pytest.raises(InputError, match="another driver took the run over"):
+        check_held(old.url)
+    old.release()
+    assert holding(new) == [True]
+    new.release()
+
+
+def test_of_two_that_hold_in_the_same_turn_exactly_one_goes_on(run_url: str) -> None:
+    """As after a listing that showed neither the other."""
+    leases = [Lease(run_url, BEAT), Lease(run_url, BEAT)]
+    for lease in leases:
+        lease._claim = replace(lease._claim, holds=True)
+        lease._write()
+        lease._beater = threading.Thread(target=lease._beat, daemon=True)
+    for lease in leases:
+        assert lease._beater is not None
+        lease._beater.start()
+    end = time.monotonic() + 60
+    while sum(found := holding(*leases)) != 1:
+        assert time.monotonic() < end
+    smaller = min(lease._claim.token for lease in leases)
+    assert found == [lease._claim.token == smaller for lease in leases] == holding(*leases)
+    for lease in leases:
+        lease.release()
