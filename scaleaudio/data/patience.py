@@ -58,10 +58,19 @@ _LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permission
 class Patience:
     """How long storage is waited for; one object may serve many threads."""
 
-    def __init__(self, stall_seconds: float = 20.0, deadline_seconds: float = 120.0) -> None:
-        """A try without an answer after `stall_seconds` is given up; no try begins after `deadline_seconds`."""
+    def __init__(
+        self,
+        stall_seconds: float = 20.0,
+        deadline_seconds: float = 120.0,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        """A try without an answer after `stall_seconds` is given up; no try begins after `deadline_seconds`.
+
+        `on_failure` is told of each failure after which another try is made.
+        """
         self._stall_seconds = stall_seconds
         self._deadline_seconds = deadline_seconds
+        self._on_failure = on_failure
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._waiting: WeakSet[Future[object]] = WeakSet()
@@ -97,6 +106,7 @@ class Patience:
                 pause = min(FIRST_WAIT_SECONDS * 4 ** (attempt - 1), LONGEST_WAIT_SECONDS) * random.uniform(0.5, 1.5)
                 if briefly or attempt >= _num_tries(error, remote) or time.monotonic() + pause >= end:
                     raise
+                self._on_failure(error)
                 if self._stopped.wait(pause):
                     raise
         raise AssertionError("count does not end")

@@ -1,12 +1,20 @@
-"""Which trials a sweep still wants, and the record of each, written down whenever it changes."""
+"""Which trials a sweep still wants, and the record of each, written down whenever it changes.
+
+Storage that is away is waited for as long as a run would wait for it. Tune stands still meanwhile, which is as it
+should be: it starts no trials that would fail for the same reason, and those that run wait for their checkpoints.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
 from scaleaudio.data import storage
+from scaleaudio.data.patience import Patience, may_pass
+from scaleaudio.errors import InputError, RunFailed
+from scaleaudio.launch.lease import check_held
 from scaleaudio.launch.monitor import Event
 from scaleaudio.report.trials import TrialRecord, ranking, write_trial
 from scaleaudio.sweep.plan import BASELINE, Plan
@@ -55,11 +63,22 @@ class Ledger:
     """The records of a sweep's trials; whatever changes is written down at once."""
 
     def __init__(
-        self, plan: Plan, sweep_url: str, records: Sequence[TrialRecord], on_event: Callable[[Event], None]
+        self,
+        plan: Plan,
+        sweep_url: str,
+        records: Sequence[TrialRecord],
+        on_event: Callable[[Event], None],
+        lease_url: str | None = None,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Begins with the records that there are."""
+        """Begins with the records that there are.
+
+        It writes nothing once the driver's claim at `lease_url` is gone, and waits for no storage once `stop_asked`.
+        """
         self._plan = plan
         self._url = sweep_url
+        self._lease_url = lease_url
+        self._stop_asked = stop_asked
         self._records = {record.number: record for record in records}
         self._before = {record.number: record.seconds for record in records}
         self._on_event = on_event
@@ -81,7 +100,11 @@ class Ledger:
         self._records.setdefault(record.number, record)
 
     def on_change(self, number: int, what: Event) -> None:
-        """Takes in what Tune tells of a trial (`tuning.Watch`)."""
+        """Takes in what Tune tells of a trial (`tuning.Watch`).
+
+        Raises:
+            RunFailed: when storage was away for too long, or another driver has taken the sweep over.
+        """
         record = self._records[number]
         if what["kind"] == "recovers":
             self._on_event({"kind": "warning", "trial": number, "text": f"{what['failure']}; it is tried again"})
@@ -98,7 +121,7 @@ class Ledger:
         if record == self._records[number]:
             return
         self._records[number] = record
-        write_trial(self._url, record)
+        self.patiently(lambda: self._write(record))
         self._on_event({"kind": "trial", "record": record})
         if record.ended:
             self.prune(but=number)
@@ -120,8 +143,45 @@ class Ledger:
             record = replace(record, state=what["state"], failure=what.get("failure"))
         return record
 
+    def _write(self, record: TrialRecord) -> None:
+        if self._lease_url is not None:
+            check_held(self._lease_url)
+        write_trial(self._url, record)
+
+    def patiently(self, action: Callable[[], None]) -> None:
+        """Does it, and while storage is away tries again, for as long as a run does over all its faults in a row.
+
+        Raises:
+            RunFailed: when it was away for longer.
+        """
+        launch, checkpoint = self._plan.base.launch, self._plan.base.checkpoint
+        seconds = (1 + launch.max_failures) * checkpoint.patience_seconds
+        told = False
+
+        def on_failure(error: Exception) -> None:
+            nonlocal told
+            if self._stop_asked():
+                raise error
+            if may_pass(error) and not told:
+                told = True
+                text = f"storage does not answer, and is tried again for {seconds / 60:.3g} minutes"
+                self._on_event({"kind": "warning", "text": f"{text} ({_line(error)})"})
+
+        try:
+            # No try is given up before it fails by itself: what it wrote late would replace what is newer by then.
+            Patience(seconds, seconds, on_failure).read(action, remote=True)
+        except OSError as error:
+            raise RunFailed(f"{self._url}: cannot be written ({_line(error)}); the same command goes on") from error
+        except InputError as error:
+            raise RunFailed(str(error)) from error
+        if told:
+            self._on_event({"kind": "warning", "text": "storage answers again"})
+
     def prune(self, but: int | None = None) -> None:
         """Deletes the checkpoints of trials that have ended and are not among the best; their logs stay.
+
+        What cannot be deleted now is deleted after the next trial.
+
 
         `but` is a trial whose workers may still be writing.
         """
@@ -130,5 +190,10 @@ class Ledger:
         for record in self.records():
             gone = record.ended and record.kind == "search" and record.number not in keep
             if gone and record.run and record.run not in self._pruned:
-                self._pruned.add(record.run)
-                storage.delete_tree(storage.join(self._url, "runs", record.run, "checkpoints"))
+                with suppress(OSError):
+                    storage.delete_tree(storage.join(self._url, "runs", record.run, "checkpoints"))
+                    self._pruned.add(record.run)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ def sweep(
 
     Raises:
         InputError: for data, a probe or a folder that do not fit, or when another driver runs this sweep.
-        RunFailed: when every trial failed.
+        RunFailed: when every trial failed, or storage was away for longer than a run would wait for it.
     """
     given = {"the sweep's folder": sweep_url, **_urls(plan)}
     sweep_url = storage.absolute(sweep_url)
@@ -66,7 +67,7 @@ def sweep(
     if plan.sweep.searcher == "optuna":
         Proposer(plan, [])  # says now where optuna is missing
     saved = _saved(sweep_url)
-    with holding(sweep_url, on_event), ThreadPoolExecutor(1) as beside:
+    with holding(sweep_url, on_event) as lease, ThreadPoolExecutor(1) as beside:
         # The front-end's constants are measured once for all trials, while Ray starts.
         measuring = beside.submit(_with_constants, located, None if fresh else saved)
         with clusters.cluster(_launch(plan), debug=debug):
@@ -77,8 +78,9 @@ def sweep(
             elif saved is not None:
                 _refuse_other(located, saved, sweep_url)
             storage.write_atomic(storage.join(sweep_url, SWEEP), located.dump().encode())
-            records = _run(located, sweep_url, on_event, debug)
-    write_results(plan, sweep_url, records)
+            ledger = _run(located, sweep_url, lease.url, on_event, debug)
+        records = ledger.records()
+        ledger.patiently(lambda: write_results(plan, sweep_url, records))
     if records and all(record.state == "failed" for record in records):
         raise RunFailed(f"every trial failed; trial {records[0].number}: {records[0].failure}")
     return records
@@ -139,7 +141,7 @@ def _refuse_other(plan: Plan, saved: dict[str, Any], sweep_url: str) -> None:
         )
 
 
-def _run(plan: Plan, sweep_url: str, on_event: Callable[[Event], None], debug: bool) -> list[TrialRecord]:
+def _run(plan: Plan, sweep_url: str, lease_url: str, on_event: Callable[[Event], None], debug: bool) -> Ledger:
     """Both stages on the cluster that is connected."""
     import ray
 
@@ -152,15 +154,16 @@ def _run(plan: Plan, sweep_url: str, on_event: Callable[[Event], None], debug: b
             f"{num_workers} worker(s) each. Lower sweep.num_trials or launch.workers."
         )
     mailbox = ray.remote(Monitor).options(num_cpus=0, label_selector=clusters.this_node()).remote()
-    ledger = Ledger(plan, sweep_url, read_trials(sweep_url), on_event)
     stages: tuple[Stage, ...] = ("search", "repeat")
-    with following(mailbox, on_event, lambda: False):
+    known = read_trials(sweep_url)
+    with following(mailbox, on_event) as ears:
+        ledger = Ledger(plan, sweep_url, known, on_event, lease_url, lambda: ears.stop_reason is not None)
         for stage in stages:
             if not ray.get(mailbox.stop_requested.remote()):
                 _Stage(plan, sweep_url, ledger, mailbox, stage).run(slots, debug)
     on_event({"kind": "ended", "reason": ray.get(mailbox.stop_requested.remote())})
     ledger.prune()
-    return ledger.records()
+    return ledger
 
 
 @dataclass
@@ -190,7 +193,8 @@ class _Stage:
             "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(debug)),
         }
         in_thread(self._tuner(waiting, proposer, slots, debug).fit)
-        storage.delete_tree(storage.join(self.sweep_url, "ray"))
+        with suppress(OSError):  # Tune's own, of no further use
+            storage.delete_tree(storage.join(self.sweep_url, "ray"))
 
     def _tuner(self, waiting: list[TrialRecord], proposer: Proposer | None, slots: int, debug: bool) -> Any:
         from ray import tune

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import tune
@@ -19,6 +20,7 @@ from ray import tune
 from scaleaudio import checkpoint
 from scaleaudio.config import Config, dump, validate
 from scaleaudio.data import storage
+from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.errors import InputError, RunFailed
 from scaleaudio.launch import run_folder
 from scaleaudio.launch.monitor import Event
@@ -29,6 +31,7 @@ from scaleaudio.sweep.plan import trial_tree
 _STOP_SECONDS = 120.0  # for the last steps and a checkpoint; then the trial's processes are ended as they are
 _TELL_EVERY_SECONDS = 1.0
 _POINTER = "origin.json"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,35 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
             # All or none: fewer workers would grow into the places of other trials.
             config = config.model_copy(update={"launch": config.launch.model_copy(update={"min_workers": None})})
             if self._origin is not None:
-                self._adopt(config)
+                self._patiently(config, lambda: self._adopt(config))
             url = run_url(self._settings.sweep_url, self._name)
-            done = checkpoint.newest_meta(url)
-            self._tell_again(url, done.step if done is not None else 0)
-            outcome = pretrain(
-                config, url, on_event=self._on_event, stop_asked=self._stop.is_set, debug=self._settings.debug
+            self._patiently(config, lambda: self._tell_again(url))
+            outcome = self._patiently(
+                config,
+                lambda: pretrain(
+                    config, url, on_event=self._on_event, stop_asked=self._stop.is_set, debug=self._settings.debug
+                ),
             )
         except (InputError, RunFailed) as error:  # another attempt would end in the same way
             return {"state": "failed", "failure": " ".join(str(error).split())}
         return {"state": "finished" if outcome.finished else "interrupted"}
+
+    def _patiently(self, config: Config, action: Callable[[], Result]) -> Result:
+        """What `action` gives, tried again while storage is away: Tune would try again at once, and soon no more.
+
+        The run has patience of its own from its first attempt on; this is for what comes before.
+        """
+        told: list[Exception] = []
+
+        def on_failure(error: Exception) -> None:
+            if self._stop.is_set():
+                raise error
+            if not told and may_pass(error):
+                self._on_event({"kind": "warning", "text": f"storage does not answer, and is tried again: {error}"})
+            told.append(error)
+
+        patience = Patience(threading.TIMEOUT_MAX, config.checkpoint.patience_seconds, on_failure)
+        return patience.read(action, remote=True)
 
     def _adopt(self, config: Config) -> None:
         """Begins a run folder of its own with the newest checkpoint of the run that it goes on from."""
@@ -142,11 +164,13 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         step = checkpoint.copy_newest(others, url)
         self._origin["came_from"] = [[step, self._origin["number"]]]
 
-    def _tell_again(self, url: str, step: int) -> None:
+    def _tell_again(self, url: str) -> None:
         """Gives the scores up to the step that the run goes on from: a new scheduler has not heard them."""
-        for record in read_metrics(url):
-            if "probe/score" in record and record["step"] < step:
-                self._results.put({"step": record["step"] + 1, "score": record["probe/score"]})
+        done = checkpoint.newest_meta(url)
+        step = done.step if done is not None else 0
+        scored = [record for record in read_metrics(url) if "probe/score" in record and record["step"] < step]
+        for record in scored:
+            self._results.put({"step": record["step"] + 1, "score": record["probe/score"]})
 
     def _on_event(self, event: Event) -> None:
         if event["kind"] == "probe":

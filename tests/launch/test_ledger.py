@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from scaleaudio.errors import RunFailed
+from scaleaudio.launch.lease import Lease
 from scaleaudio.launch.ledger import Ledger, wanted_trials
 from scaleaudio.report.trials import TrialRecord, read_trials
 from scaleaudio.sweep import Plan, load_sweep
@@ -128,3 +132,46 @@ def test_only_the_best_and_the_baseline_keep_their_checkpoints(plan: Plan, tmp_p
     ledger.prune()
     kept = {path.parent.name for path in (tmp_path / "runs").glob("*/checkpoints")}
     assert kept == {"0000", "0002"} and len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) == 4
+
+
+def test_records_wait_for_storage_that_is_away_and_the_user_is_told_once(plan: Plan, tmp_path: Path) -> None:
+    """The folder of records cannot be made for a second: something else is in its place."""
+    first, told = wanted_trials(plan, [], "search"), list[dict[str, Any]]()
+    ledger = Ledger(plan, str(tmp_path), first, told.append)
+    (tmp_path / "trials").write_text("")
+    back = threading.Timer(1, (tmp_path / "trials").unlink)
+    back.start()
+    ledger.on_change(1, {"kind": "begins"})
+    back.join()
+    assert [record.state for record in read_trials(str(tmp_path))] == ["running"]
+    assert [event["kind"] for event in told] == ["warning", "warning", "trial"]
+    assert "is tried again for 20 minutes (" in told[0]["text"] and told[1]["text"] == "storage answers again"
+
+
+def test_storage_that_stays_away_ends_a_sweep_in_a_line_and_a_stop_ends_the_waiting(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("")
+    short = plan.with_keys({"checkpoint.patience_seconds": 0.1})
+    for patience, stop_asked in ((short, False), (plan, True)):
+        ledger = Ledger(patience, str(tmp_path), [], lambda event: None, stop_asked=lambda said=stop_asked: said)
+        ledger.add(wanted_trials(plan, [], "search")[1])
+        began = time.monotonic()
+        with pytest.raises(RunFailed, match=r"trials.*; the same command goes on$"):
+            ledger.on_change(1, {"kind": "begins"})
+        assert time.monotonic() - began < 5
+
+
+def test_a_sweep_that_another_driver_took_over_writes_no_more_records(plan: Plan, tmp_path: Path) -> None:
+    lease = Lease(str(tmp_path))
+    lease.take()
+    ledger = Ledger(plan, str(tmp_path), wanted_trials(plan, [], "search"), lambda event: None, lease.url)
+    ledger.on_change(1, {"kind": "begins"})
+    lease.release()
+    with pytest.raises(RunFailed, match="another driver took the run over"):
+        ledger.on_change(2, {"kind": "begins"})
+    assert numbers(read_trials(str(tmp_path))) == [1]
+
+
+def test_checkpoints_that_cannot_be_deleted_end_no_sweep(plan: Plan, tmp_path: Path) -> None:
+    first = [ended(record, 0.5) for record in wanted_trials(plan, [], "search")]
+    first[2] = replace(first[2], run="a/../" * 2000)  # a path that is too long
+    Ledger(plan, str(tmp_path), first, lambda event: None).prune()

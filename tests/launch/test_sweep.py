@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from servers import away, s3_server
 
 from scaleaudio import checkpoint
 from scaleaudio.config import load
@@ -129,6 +131,33 @@ def test_another_sweep_in_the_same_folder_is_refused_by_its_keys(
         with pytest.raises(InputError, match="no sweep's"):
             sweep(plan(), str(tmp_path), fresh=fresh)
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_outlives_storage_that_is_away(
+    plan: Callable[..., Plan], ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder lies on an S3 server that hangs up on everybody for 30 s, longer than its client tries by itself."""
+    with s3_server(monkeypatch, "sweeps") as (_, port), away(port) as between:
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        between.come_back()
+        url, events = f"s3://sweeps/away?scheme=http&endpoint_override=127.0.0.1:{between.port}", list[Event]()
+
+        def on_event(event: Event) -> None:
+            if event["kind"] == "trial" and event["record"].scores and not any(e["kind"] == "trial" for e in events):
+                between.go_away()
+                threading.Timer(30, between.come_back).start()
+                events.append(event)
+            elif event["kind"] == "warning":
+                events.append(event)
+
+        records = sweep(
+            plan({"sweep.space": {LOWEST: [60.0, 4000.0]}, "sweep.scheduler": "none"}), url, on_event=on_event
+        )
+        assert [record.state for record in records] == ["finished"] * 3 and read_trials(url) == records
+        said = [event["text"] for event in events if event["kind"] == "warning" and "trial" not in event]
+        assert "storage does not answer" in said[0] and "storage answers again" in said
 
 
 def runs_begun(url: str) -> dict[str, list[int]]:
