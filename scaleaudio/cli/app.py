@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scaleaudio import __version__
 from scaleaudio.errors import InputError
+
+if TYPE_CHECKING:
+    from scaleaudio.config import Config
 
 app = typer.Typer(
     name="scaleaudio",
@@ -26,6 +29,7 @@ app.add_typer(shards_app, name="shards")
 app.add_typer(show_app, name="show")
 app.add_typer(bench_app, name="bench")
 
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="config keys to set")]
 
 
@@ -41,6 +45,13 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and the workers' logs")] = False,
 ) -> None:
     """Pre-trains audio encoders without labels, at any scale."""
+
+
+def load_config(config: Path, overrides: list[str] | None) -> Config:
+    """The run that a file and the keys on the command line say."""
+    from scaleaudio.config import load, parse_overrides
+
+    return load(config, parse_overrides(overrides or []))
 
 
 def local_folder(out: Path) -> Path:

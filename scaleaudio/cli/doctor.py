@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from scaleaudio.cli.app import Overrides, app
+from scaleaudio.cli.app import Overrides, app, load_config
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -31,9 +31,7 @@ def doctor(
 
     urls, place = list(data or []), out
     if config is not None:
-        from scaleaudio.config import load, parse_overrides
-
-        loaded = load(config, parse_overrides(overrides or []))
+        loaded = load_config(config, overrides)
         urls, place = [*urls, *loaded.data.urls.values()], out or f"runs/{loaded.name}"
     found: list[Finding] = []
     for finding in examine(Asked(tuple(dict.fromkeys(urls)), place or "runs", deadline)):

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from scaleaudio.cli.app import Overrides, print_table, show_app
+from scaleaudio.cli.app import ConfigFile, Overrides, load_config, print_table, show_app
 from scaleaudio.errors import InputError
 
 
 @show_app.command("negatives")
 def show_negatives(
-    config: Annotated[Path, typer.Argument(help="YAML file")],
+    config: ConfigFile,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="encoder to ask for similarities; default: untrained")] = None,
     clips: Annotated[int, typer.Option(min=1, help="how many clips, a picture each")] = 1,
@@ -22,11 +22,10 @@ def show_negatives(
 ) -> None:
     """Draw a clip, its views, and each displacement at three strengths."""
     from scaleaudio import bundle
-    from scaleaudio.config import load, parse_overrides
     from scaleaudio.data.normalise import with_constants
     from scaleaudio.report.gallery import draw_gallery
 
-    loaded = load(config, parse_overrides(overrides or []))
+    loaded = load_config(config, overrides)
     stream = loaded.build_stream()
     if model is None:
         loaded = loaded.model_copy(update={"frontend": with_constants(loaded.frontend, stream)})
@@ -49,20 +48,19 @@ def show_negatives(
 
 @show_app.command("lanes")
 def show_lanes(
-    config: Annotated[Path, typer.Argument(help="YAML file")],
+    config: ConfigFile,
     overrides: Overrides = None,
     workers: Annotated[str, typer.Option(help="how many workers, one number after the other")] = "4,3",
     step: Annotated[int, typer.Option(min=0, help="the first step to draw")] = 0,
     out: Annotated[Path, typer.Option(help="PNG file")] = Path("lanes.png"),
 ) -> None:
     """Draw which worker reads which samples before and after their number changes."""
-    from scaleaudio.config import load, parse_overrides
     from scaleaudio.report.lanes import draw_lanes
 
     sizes = [int(word) if word.isdecimal() else 0 for word in workers.split(",")]
     if not all(sizes):
         raise InputError(f"--workers {workers!r}: expected numbers of workers, such as 4,3")
-    stream = load(config, parse_overrides(overrides or [])).build_stream()
+    stream = load_config(config, overrides).build_stream()
     draw_lanes(stream.mixture, list(stream.config.urls), out, workers=sizes, start_step=step)
     print(out)
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from scaleaudio.cli.app import Overrides, app, print_table
+from scaleaudio.cli.app import ConfigFile, Overrides, app, print_table
 from scaleaudio.errors import RunFailed
 
 
 @app.command()
 def pretrain(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="YAML file")],
+    config: ConfigFile,
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="run name instead of the config's")] = None,
     out: Annotated[str | None, typer.Option(help="run folder or URL instead of runs/NAME")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,55 +69,63 @@ def evaluate(
     tables = {task.table_path: read_labels(task.table_path) for task in tasks}
     plans = [plan_task(task, tables[task.table_path]) for task in tasks]
     opened = {name: Staged(model) if name in stages else model for name, model in models.items()}
-    corpora = {
-        path: _embed_table(
-            opened, table, [plan for plan in plans if plan.task.table_path == path], min_seconds, store, progress
-        )
-        for path, table in tables.items()
-    }
+    corpora = _embed_tables(opened, tables, plans, min_seconds, store, progress)
     plans = [plan.without(corpora[plan.task.table_path].unusable) for plan in plans]
-    found = _Found()
+    found, by_model = _Found(), dict[str, dict[str, Answer]]()
     cells = [(plan, model) for plan in plans for model in models]
-    by_model: dict[str, dict[str, Answer]] = {}
     for plan, model in track(cells, "probing", disable=not progress, transient=True):
-        z_ND, own = corpora[plan.task.table_path].by_model[model], opened[model]
-        columns = own.columns if isinstance(own, Staged) else {}
-        kept_ND = z_ND[:, columns[EMBEDDING]] if columns else z_ND
-        by_model[model] = answers(plan, kept_ND, seed, "all" if linear else "nearest")
-        found.scores += _scores(model, plan, by_model[model], seed)
-        found.few_shot += few_shot(model, plan, kept_ND, shots, seed)
-        found.stages += _stage_scores(model, plan, z_ND, columns, seed)
-        found.confusions += _confusions(model, plan, by_model[model])
-        laid = clip_map(model, plan, kept_ND, seed) if model in maps else None
-        found.maps += [laid] if laid else []
+        z_ND, module = corpora[plan.task.table_path].by_model[model], opened[model]
+        cell = _Cell(model, plan, z_ND, module.columns if isinstance(module, Staged) else {})
+        by_model[model] = answers(plan, cell.kept_ND, seed, "all" if linear else "nearest")
+        found.add(cell, by_model[model], seed, shots, model in maps)
         if len(by_model) == len(models):
             found.comparisons += compare(plan, by_model, seed)
             by_model = {}
     return Results(
-        scores=tuple(found.scores),
         tasks=tuple(_facts(plan, found.scores) for plan in plans),
         models=tuple(_model_facts(name, model) for name, model in models.items()),
         seed=seed,
         min_seconds=min_seconds,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        few_shot=tuple(found.few_shot),
-        comparisons=tuple(found.comparisons),
-        stages=tuple(found.stages),
-        confusions=tuple(found.confusions),
-        maps=tuple(found.maps),
+        **{name: tuple(rows) for name, rows in vars(found).items()},
     )
 
 
-class _Found:
-    """What has been found so far."""
+@dataclass(frozen=True)
+class _Cell:
+    """One model on one task: a row a row of the label table, and where in it each stage is that is looked into."""
 
-    def __init__(self) -> None:
-        self.scores: list[Score] = []
-        self.few_shot: list[FewShot] = []
-        self.stages: list[StageScore] = []
-        self.confusions: list[Confusion] = []
-        self.maps: list[ClipMap] = []
-        self.comparisons: list[Comparison] = []
+    model: str
+    plan: Plan
+    z_ND: npt.NDArray[np.float32]
+    columns: Mapping[str, slice]
+
+    @property
+    def kept_ND(self) -> npt.NDArray[np.float32]:
+        """The embeddings without the stages before them."""
+        return self.z_ND[:, self.columns[EMBEDDING]] if self.columns else self.z_ND
+
+
+@dataclass
+class _Found:
+    """What has been found so far, under the names that it has in `Results`."""
+
+    scores: list[Score] = field(default_factory=list)
+    few_shot: list[FewShot] = field(default_factory=list)
+    stages: list[StageScore] = field(default_factory=list)
+    confusions: list[Confusion] = field(default_factory=list)
+    maps: list[ClipMap] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def add(self, cell: _Cell, given: Mapping[str, Answer], seed: int, shots: Sequence[int], with_map: bool) -> None:
+        """All that is said of one model on one task, whose probes gave those answers."""
+        model, plan = cell.model, cell.plan
+        self.scores += _scores(model, plan, given, seed)
+        self.few_shot += few_shot(model, plan, cell.kept_ND, shots, seed)
+        self.stages += _stage_scores(model, plan, cell.z_ND, cell.columns, seed)
+        self.confusions += _confusions(model, plan, given)
+        laid = clip_map(model, plan, cell.kept_ND, seed) if with_map else None
+        self.maps += [laid] if laid else []
 
 
 @dataclass(frozen=True)
@@ -128,22 +136,26 @@ class _Corpus:
     unusable: dict[int, Reject]
 
 
-def _embed_table(
+def _embed_tables(
     models: Mapping[str, nn.Module],
-    table: LabelTable,
+    tables: Mapping[Path, LabelTable],
     plans: Sequence[Plan],
     min_seconds: float,
     store: Path | None,
     progress: bool,
-) -> _Corpus:
-    rows = np.unique(np.concatenate([plan.rows() for plan in plans]))
-    files = [table.path.parent / table.rows[row]["filename"] for row in rows]
-    embedded = embed_stored(models, files, store, min_seconds=min_seconds, progress=progress)
-    by_model: dict[str, npt.NDArray[np.float32]] = {}
-    for name, made in embedded.by_model.items():
-        by_model[name] = np.full((len(table.rows), made.shape[1]), np.nan, np.float32)
-        by_model[name][rows] = made
-    return _Corpus(by_model, {int(rows[place]): reject for place, reject in embedded.rejects.items()})
+) -> dict[Path, _Corpus]:
+    """By table, those of its rows that any plan needs."""
+    corpora = {}
+    for path, table in tables.items():
+        rows = np.unique(np.concatenate([plan.rows() for plan in plans if plan.task.table_path == path]))
+        files = [path.parent / table.rows[row]["filename"] for row in rows]
+        embedded = embed_stored(models, files, store, min_seconds=min_seconds, progress=progress)
+        by_model = {}
+        for name, made in embedded.by_model.items():
+            by_model[name] = np.full((len(table.rows), made.shape[1]), np.nan, np.float32)
+            by_model[name][rows] = made
+        corpora[path] = _Corpus(by_model, {int(rows[place]): reject for place, reject in embedded.rejects.items()})
+    return corpora
 
 
 def _scores(model: str, plan: Plan, found: Mapping[str, Answer], seed: int) -> Iterator[Score]:
