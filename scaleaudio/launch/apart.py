@@ -50,11 +50,13 @@ class Asked:
         data: addresses of shards.
         out: the folder that runs go to.
         seconds: how long a check may take.
+        witness: a file that the driver's machine wrote where runs go to; None where it asks nobody else.
     """
 
     data: tuple[str, ...] = ()
     out: str | None = None
     seconds: float = 60.0
+    witness: str | None = None
 
 
 def examine(checks: list[str], asked: Asked, *, seconds: float | None = None) -> Iterator[Finding]:

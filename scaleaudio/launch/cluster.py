@@ -104,21 +104,19 @@ def this_node() -> dict[str, Any]:
 
 
 def refuse_relative(urls: dict[str, str]) -> None:
-    """In a job or on several nodes a relative path means another folder on each machine.
+    """Raises InputError for a path that means another folder on each machine, naming its key."""
+    for key, url in relative(urls).items():
+        raise InputError(
+            f"{key} {url!r}: a relative path means another folder on each machine of a cluster. Give a URL that "
+            "every node reaches (s3://..., a shared /path)."
+        )
 
-    Raises:
-        InputError: naming the key and the path.
-    """
+
+def relative(urls: dict[str, str]) -> dict[str, str]:
+    """Those that are relative paths, where each machine understands such in its own way: in a job, on several nodes."""
+    found = {key: url for key, url in urls.items() if storage.is_local(url) and not url.startswith(("/", "file:"))}
     in_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    num_nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    if not in_job and num_nodes < 2:
-        return
-    for key, url in urls.items():
-        if storage.is_local(url) and not url.startswith(("/", "file:")):
-            raise InputError(
-                f"{key} {url!r}: a relative path means another folder on each machine of a cluster. Give a URL that "
-                "every node reaches (s3://..., a shared /path)."
-            )
+    return found if found and (in_job or sum(1 for node in ray.nodes() if node["Alive"]) > 1) else {}
 
 
 def _local_cpus(config: LaunchConfig) -> int:

@@ -7,10 +7,11 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from scaleaudio.launch.apart import Asked, Finding, examine
-from scaleaudio.launch.reach import clock_finding
+from scaleaudio.launch.reach import clock_finding, witnessed
 
 HERE = ["scaleaudio.launch.machine:" + name for name in ("python", "limits", "memory", "gpus", "deepspeed")]
 REACH = ["scaleaudio.launch.reach:" + name for name in ("data", "out")]
@@ -42,7 +43,31 @@ def ray(asked: Asked) -> Iterator[Finding]:
     size = ", ".join(f"{there.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
     text = f"{address}: {len(alive)} node(s), {size}, Ray {ray.__version__}"
     yield Finding("ray", "ok", text, facts={"nodes": sorted(alive.values()), "ray": ray.__version__})
-    yield from _compared(*_of_all(ray, asked, alive))
+    own = _relative(asked)
+    yield from own
+    refused = {finding.facts["url"] for finding in own}
+    asked = replace(asked, data=tuple(url for url in asked.data if url not in refused))
+    with witnessed(replace(asked, out=None if asked.out in refused else asked.out)) as asked:
+        yield from _compared(*_of_all(ray, asked, alive))
+
+
+def _relative(asked: Asked) -> list[Finding]:
+    """A failure for each path that a run would refuse, since it is another folder on each machine."""
+    from scaleaudio.launch.cluster import relative  # loads Ray
+
+    named = {f"data {place}": url for place, url in enumerate(asked.data)}
+    named |= {} if asked.out is None else {"out": asked.out}
+    fix = "Give a URL that every node reaches (s3://...), or a path that all machines share."
+    return [
+        Finding(
+            key.partition(" ")[0],
+            "fail",
+            f"{url}: a relative path is another folder on each machine",
+            fix,
+            {"url": url},
+        )
+        for key, url in relative(named).items()
+    ]
 
 
 def _names(nodes: list[dict[str, Any]]) -> dict[str, str]:

@@ -11,7 +11,8 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from scaleaudio.data import decode, storage
@@ -36,7 +37,8 @@ def from_this_node(run_url: str) -> Iterator[None]:
         OSError: the same, where it may be gone after a while.
     """
     try:
-        _wait_for(storage.join(run_url, CONFIG), run_url)
+        if not _is_seen(storage.join(run_url, CONFIG), _SEEN_SECONDS):
+            raise InputError(f"the run folder {run_url}: what the driver wrote there is not to be seen")
         written(run_url)
         yield
     except (InputError, OSError) as error:
@@ -49,13 +51,14 @@ def from_this_node(run_url: str) -> Iterator[None]:
         ) from error
 
 
-def _wait_for(url: str, run_url: str) -> None:
-    """Returns once the driver's file is seen: a network file system may show it late."""
-    end = time.monotonic() + _SEEN_SECONDS
+def _is_seen(url: str, seconds: float) -> bool:
+    """Whether the driver's file is there in time: a network file system may show it late."""
+    end = time.monotonic() + seconds
     while not storage.exists(url):
         if time.monotonic() > end:
-            raise InputError(f"the run folder {run_url}: what the driver wrote there is not to be seen")
+            return False
         time.sleep(1)
+    return True
 
 
 def written(folder: str) -> float:
@@ -118,9 +121,32 @@ def _shards(index: ShardIndex, url: str) -> Iterator[Finding]:
     yield Finding("data", "ok", f"{text}; a clip of the first in {took:.2f} s", facts=facts | {"clip_seconds": took})
 
 
-def out(asked: Asked) -> Iterator[Finding]:
-    """Whether the folder of runs can be written, read and cleared; and the clock of who keeps it."""
+@contextmanager
+def witnessed(asked: Asked) -> Iterator[Asked]:
+    """The same with a witness while the block runs; without, where none can be written, of which `out` tells."""
     if asked.out is None:
+        yield asked
+        return
+    try:
+        url = storage.join(_nearest(asked.out), f".probe-{secrets.token_hex(4)}")
+        storage.write_atomic(url, b"")
+    except (OSError, ValueError):
+        yield asked
+        return
+    try:
+        yield replace(asked, witness=url)
+    finally:
+        with suppress(OSError):
+            storage.delete_tree(url)
+
+
+def out(asked: Asked) -> Iterator[Finding]:
+    """Whether the folder of runs is the driver's, can be written, read and cleared; and the clock of who keeps it."""
+    if asked.out is None:
+        return
+    if asked.witness is not None and not _is_seen(asked.witness, min(_SEEN_SECONDS, asked.seconds / 2)):
+        text = f"{asked.out}: another folder than the driver's: what that machine wrote there is not to be seen"
+        yield Finding("out", "fail", text, "Give --out a URL (s3://...), or a path that all machines share.")
         return
     try:
         place = _nearest(asked.out)

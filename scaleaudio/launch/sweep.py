@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from scaleaudio.config import LaunchConfig
+from scaleaudio import initial
+from scaleaudio.config import Config, LaunchConfig
 from scaleaudio.data import storage
 from scaleaudio.data.normalise import with_constants
 from scaleaudio.errors import InputError, RunFailed
@@ -30,6 +31,7 @@ from scaleaudio.report.trials import TrialRecord, read_trials
 from scaleaudio.sweep.plan import Plan
 from scaleaudio.sweep.proposer import Proposer
 from scaleaudio.sweep.results import SWEEP, read_sweep, write_results
+from scaleaudio.sweep.space import Range
 from scaleaudio.trees import differences
 
 _FREE = (*FREE, "name", *(f"sweep.{key}" for key in ("num_trials", "repeats", "max_concurrent", "keep_runs")))
@@ -64,6 +66,7 @@ def sweep(
     located = _located(plan)
     clusters.check_engine(plan.base.launch)
     check_tasks(located.base.probe)
+    _check_there(located)
     if plan.sweep.searcher == "optuna":
         Proposer(plan, [])  # says now where optuna is missing
     saved = _saved(sweep_url)
@@ -89,7 +92,36 @@ def sweep(
 def _urls(plan: Plan) -> dict[str, str]:
     data = plan.base.data.urls
     named = {f"data.sources.{name}" if name else "data.url": url for name, url in data.items()}
-    return named | {f"probe.tasks {place}": task for place, task in enumerate(plan.base.probe.tasks)}
+    named |= {"init_from": plan.base.init_from} if plan.base.init_from else {}
+    named |= {f"probe.tasks {place}": task for place, task in enumerate(plan.base.probe.tasks)}
+    return named | {f"sweep.space.{key} {place}": url for key, place, url in _places(plan)}
+
+
+def _places(plan: Plan) -> Iterator[tuple[str, int, str]]:
+    """The paths and URLs that trials differ in: key, place among its values, and value."""
+    for key, values in plan.space.items():
+        if _is_place(key) and not isinstance(values, Range):
+            yield from ((key, place, value) for place, value in enumerate(values) if isinstance(value, str))
+
+
+def _is_place(key: str) -> bool:
+    return key in ("data.url", "init_from") or key.startswith("data.sources.")
+
+
+def _check_there(plan: Plan) -> None:
+    """Raises InputError for shards or weights that are not there, before anything is started for them."""
+    _open(plan.base)
+    for key, place, value in _places(plan):
+        try:
+            _open(plan.with_keys({key: value}).base)
+        except InputError as error:
+            raise InputError(f"sweep.space.{key} {place}: {error}") from error
+
+
+def _open(config: Config) -> None:
+    config.build_stream().close()
+    if config.init_from is not None and ":" not in config.encoder.kind:
+        initial.load_into(config.build_encoder(), config.init_from)
 
 
 def _launch(plan: Plan) -> LaunchConfig:
@@ -105,7 +137,13 @@ def _located(plan: Plan) -> Plan:
     keys |= {f"data.{key}": path for key in ("url", "cache_dir") if (path := getattr(data, key)) is not None}
     keys |= {"data.sources": dict(data.sources)} if data.sources else {}
     keys |= {"init_from": storage.absolute(plan.base.init_from)} if plan.base.init_from else {}
-    return plan.with_keys(keys | {"launch.workers": _launch(plan).workers})
+    space = {
+        key: tuple(storage.absolute(value) if isinstance(value, str) else value for value in values)
+        if _is_place(key) and not isinstance(values, Range)
+        else values
+        for key, values in plan.space.items()
+    }
+    return replace(plan, space=space).with_keys(keys | {"launch.workers": _launch(plan).workers})
 
 
 def _saved(sweep_url: str) -> dict[str, Any] | None:

@@ -182,6 +182,7 @@ class _Run:
 
     def _train(self, start_step: int) -> str | None:
         config, interval = self._config, Interval()
+        report: StepReport | None = None
         for report in fit(self._engine, self._batches(start_step)):
             self.step = report.step + 1
             self._stepped()
@@ -196,12 +197,10 @@ class _Run:
             if not due and not stopping:
                 continue
             # Before anything is written: a checkpoint must not hold what is not finite.
-            if wrong := min(filter(None, self._gather(interval.failure())), default=None):
+            if wrong := self._first_wrong(interval):
                 return self._gone_wrong(wrong)
             if reporting:
-                metrics = self._mean(report.metrics(self._watched(report)) | interval.metrics(config.data.global_batch))
-                self._stop.pace(metrics["step_seconds"])
-                self._publish(report.step, metrics)
+                self._report(report, interval)
                 interval = Interval()
             score = self._probe() if probing else None
             if saving or stopping:
@@ -209,10 +208,29 @@ class _Run:
             if stopping:
                 return None
         self._stop.reason = None
-        if self.step < config.schedule.steps:  # the last one was passed over
-            self.step = config.schedule.steps
-            self._save()
+        return self._without_the_last(report, interval) if self.step < config.schedule.steps else None
+
+    def _without_the_last(self, report: StepReport | None, interval: Interval) -> str | None:
+        """Ends a run whose last steps were passed over as one whose last was taken: checked, told, scored, saved."""
+        if wrong := self._first_wrong(interval):
+            return self._gone_wrong(wrong)
+        if report is not None and interval.steps:
+            self._report(report, interval)
+        self.step = self._config.schedule.steps
+        self._stepped()
+        self._save(self._probe() if is_due(self._config.probe, self.step, saving=True, last=True) else None)
         return None
+
+    def _first_wrong(self, interval: Interval) -> NotFinite | None:
+        """The first step on any rank that was not finite. A collective."""
+        return min(filter(None, self._gather(interval.failure())), default=None)
+
+    def _report(self, report: StepReport, interval: Interval) -> None:
+        """Logs and tells the newest step's metrics. A collective."""
+        metrics = report.metrics(self._watched(report)) | interval.metrics(self._config.data.global_batch)
+        metrics = self._mean(metrics)
+        self._stop.pace(metrics["step_seconds"])
+        self._publish(report.step, metrics)
 
     def _batches(self, start_step: int) -> Iterator[Batch]:
         return (batch for batch in self._stream.batches(start_step) if batch.step not in self._skip)

@@ -226,8 +226,17 @@ def _check(plan: Plan, path: str) -> None:
         if key in ("seed", "name") or key.partition(".")[0] in ("probe", "launch", "checkpoint", "sweep"):
             raise InputError(f"{path}: sweep.space.{key}: decides nothing that a score may choose; take it out")
         if key not in known:
-            plan.config(1, {key: _some(plan.space[key])}, 0)  # names the nearest known key
+            _check_unknown(plan, key, path)
     _check_points(plan, path)
+
+
+def _check_unknown(plan: Plan, key: str, path: str) -> None:
+    """Raises InputError, with the nearest known key, for one that no part of the experiment takes."""
+    values = plan.space[key]
+    try:
+        plan.with_keys({key: values.low if isinstance(values, Range) else values[0]})
+    except InputError as error:
+        raise InputError(f"{path}: sweep.space.{key}: {str(error).partition(': ')[2]}") from error
 
 
 def _check_points(plan: Plan, path: str) -> None:
@@ -257,7 +266,3 @@ def _points(plan: Plan) -> Iterator[Changes]:
     yield from corners(plan.space)
     planned = range(1, min(plan.num_trials, _MOST_CHECKED) + 1)
     yield from (changes for number in planned if (changes := plan.changes(number)) is not None)
-
-
-def _some(values: Range | Values) -> Any:
-    return values.low if isinstance(values, Range) else values[0]

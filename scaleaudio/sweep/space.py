@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from scaleaudio.task import TaskConfig
 from scaleaudio.types import Settings, keyed_seed
@@ -28,8 +28,8 @@ _LOWEST, _HIGHEST = 0.05, 0.4
 class Range(Settings):
     """Numbers between two others."""
 
-    low: float
-    high: float
+    low: FiniteFloat
+    high: FiniteFloat
     log: Annotated[bool, Field(description="drawn evenly over orders of magnitude")] = False
     integer: bool = False
     levels: Annotated[int | None, Field(ge=2, le=100, description="into how many values a grid cuts it")] = None
@@ -40,6 +40,10 @@ class Range(Settings):
             raise ValueError(f"low {self.low:g}, high {self.high:g}: expected low < high")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low:g}: a logarithmic range begins above 0")
+        for name, end in (("low", self.low), ("high", self.high)):
+            if self.integer and not end.is_integer():
+                least = ", a logarithmic one at 1 or more" if self.log else ""
+                raise ValueError(f"{name} {end:g}: a range of integers begins and ends at whole numbers{least}")
         return self
 
     def at(self, place: float) -> float | int:

@@ -17,9 +17,9 @@ from servers import s3_server
 from scaleaudio.data.index import INDEX_NAME
 from scaleaudio.launch.apart import Asked, Finding, examine
 from scaleaudio.launch.machine import limits, python
-from scaleaudio.launch.nodes import _compared, _names
+from scaleaudio.launch.nodes import _compared, _names, _relative
 from scaleaudio.launch.nodes import ray as of_cluster
-from scaleaudio.launch.reach import clock_finding, data, out
+from scaleaudio.launch.reach import clock_finding, data, out, witnessed
 
 WELL = [Finding("python", "ok", "", facts={"versions": {"ray": "2.60.0", "torch": "2.11.0"}})]
 
@@ -156,6 +156,48 @@ def test_nodes_with_the_same_complaint_share_a_line_and_other_versions_are_named
     assert found[1].text == "10.0.0.0, 10.0.0.1, 10.0.0.2 and 2 more: /dev/shm 0.1 of 0.1 GiB free"
     assert found[2].text == "2 of 8 node(s) have all that is asked for"
     assert found[3].status == "fail" and "2.59.0 on 10.0.1.1" in found[3].text and "torch" not in found[3].text
+
+
+def test_a_folder_of_runs_that_is_not_the_driver_s_is_a_failure(tmp_path: Path) -> None:
+    with witnessed(Asked(out=str(tmp_path / "runs" / "a"), seconds=2)) as asked:
+        assert asked.witness is not None and Path(asked.witness).parent == tmp_path
+        assert next(one.status for one in out(asked) if one.check == "out") != "fail"
+        Path(asked.witness).unlink()  # as on a machine with a disk of its own there
+        (found,) = out(asked)
+    assert found.status == "fail" and "another folder than the driver's" in found.text and "share" in found.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_paths_are_failures_where_each_machine_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_ID", "01000000")
+    found = _relative(Asked(("shards", "s3://bucket/shards", "/mnt/shards"), "runs/a"))
+    assert [(one.check, one.status, one.text.partition(":")[0]) for one in found] == [
+        ("data", "fail", "shards"),
+        ("out", "fail", "runs/a"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_on_two_nodes_a_relative_folder_of_runs_is_refused_and_a_shared_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        found = list(examine(["scaleaudio.launch.nodes:ray"], Asked(out="runs/a", seconds=60), seconds=170))
+        assert [one.text for one in found if one.check == "out"] == [
+            "runs/a: a relative path is another folder on each machine"
+        ]
+        found = list(examine(["scaleaudio.launch.nodes:ray"], Asked(out=str(tmp_path), seconds=60), seconds=170))
+        assert [one for one in found if one.status == "fail"] == [] and list(tmp_path.iterdir()) == []
+    finally:
+        cluster.shutdown()
 
 
 def test_several_nodes_of_one_machine_have_a_name_each() -> None:

@@ -21,8 +21,9 @@ from servers import away, s3_server
 from scaleaudio import checkpoint
 from scaleaudio.config import load
 from scaleaudio.errors import InputError
+from scaleaudio.launch.cluster import refuse_relative
 from scaleaudio.launch.monitor import Event
-from scaleaudio.launch.sweep import sweep
+from scaleaudio.launch.sweep import _located, _urls, sweep
 from scaleaudio.report.runlog import read_events, read_metrics
 from scaleaudio.report.trials import TrialRecord, read_trials, write_trial
 from scaleaudio.sweep import Plan, load_sweep
@@ -131,6 +132,28 @@ def test_another_sweep_in_the_same_folder_is_refused_by_its_keys(
         with pytest.raises(InputError, match="no sweep's"):
             sweep(plan(), str(tmp_path), fresh=fresh)
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("key", ["data.url", "init_from"])
+def test_shards_and_weights_that_trials_differ_in_are_looked_for_before_anything_starts(
+    plan: Callable[..., Plan], tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(InputError, match=rf"sweep\.space\.{key} 1: .*{tmp_path}/nothing"):
+        sweep(plan({"sweep.space": {key: [plan().base.data.url, f"{tmp_path}/nothing"]}}), str(tmp_path / "sweep"))
+    with pytest.raises(InputError, match=rf"{key}.*{tmp_path}/nothing"):
+        sweep(plan({key: f"{tmp_path}/nothing"}), str(tmp_path / "sweep"))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_relative_paths_that_trials_differ_in_mean_the_same_to_all_and_are_named_on_a_cluster(
+    plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial has another working directory than the command."""
+    made = plan({"sweep.space": {"data.url": ["shards", "s3://bucket/shards"], RATE: {"low": 1e-4, "high": 1e-3}}})
+    assert _located(made).space["data.url"] == (f"{Path.cwd()}/shards", "s3://bucket/shards")
+    monkeypatch.setenv("RAY_JOB_ID", "01000000")
+    with pytest.raises(InputError, match=r"sweep\.space\.data\.url 0 'shards': a relative path"):
+        refuse_relative({key: url for key, url in _urls(made).items() if key.startswith("sweep.space")})
 
 
 @pytest.mark.slow

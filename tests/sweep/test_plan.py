@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def plan(tiny_tree: dict[str, Any], tmp_path: Path) -> Any:
 def refusal(plan: Any, changes: dict[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
         plan(changes)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and "trial 1:" not in str(refused.value)
     return str(refused.value)
 
 
@@ -92,6 +93,14 @@ def test_a_listed_value_that_a_trial_would_refuse_is_named(plan: Any) -> None:
     [
         ({"probe.tasks": []}, "never by the loss"),
         ({"sweep.space": {"negatives.time_strenght": [0.2]}}, "'negatives.time_strength'"),
+        ({"sweep.space": {"schedle.steps": [9]}}, "tiny.yaml: sweep.space.schedle.steps: unknown key 'schedle'"),
+        ({"sweep.space": {TIME: {"low": 0.1, "high": math.nan}}}, f"sweep.space.{TIME}.high nan"),
+        ({"sweep.space": {TIME: {"low": 0.1, "high": math.inf}}}, f"sweep.space.{TIME}.high inf"),
+        (
+            {"sweep.space": {CANDIDATES: {"low": 0.5, "high": 4, "log": True, "integer": True}}},
+            f"{CANDIDATES}.low 0.5: a range of integers begins and ends at whole numbers, a logarithmic one at 1",
+        ),
+        ({"sweep.space": {CANDIDATES: {"low": 1, "high": 2.5, "integer": True}}}, f"sweep.space.{CANDIDATES}.high 2.5"),
         ({"sweep.searchr": "grid"}, "'sweep.searcher'"),
         ({"sweep.space": {TIME: 0.3}}, f"sweep.space.{TIME} 0.3: expected a list of values, or a range"),
         ({"sweep.space": {TIME: []}}, "expected a list of values"),
