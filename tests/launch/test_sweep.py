@@ -138,8 +138,8 @@ def test_another_sweep_in_the_same_folder_is_refused_by_its_keys(
 def test_shards_and_weights_that_trials_differ_in_are_looked_for_before_anything_starts(
     plan: Callable[..., Plan], tmp_path: Path, key: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"sweep\.space\.{key} 1: .*{tmp_path}/nothing"):
-        sweep(plan({"sweep.space": {key: [plan().base.data.url, f"{tmp_path}/nothing"]}}), str(tmp_path / "sweep"))
+    with pytest.raises(InputError, match=rf"sweep\.space\.{key} 0: .*{tmp_path}/nothing"):
+        sweep(plan({"sweep.space": {key: [f"{tmp_path}/nothing", plan().base.data.url]}}), str(tmp_path / "sweep"))
     with pytest.raises(InputError, match=rf"{key}.*{tmp_path}/nothing"):
         sweep(plan({key: f"{tmp_path}/nothing"}), str(tmp_path / "sweep"))
     assert not (tmp_path / "sweep").exists()
@@ -149,7 +149,9 @@ def test_relative_paths_that_trials_differ_in_mean_the_same_to_all_and_are_named
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial has another working directory than the command."""
-    made = plan({"sweep.space": {"data.url": ["shards", "s3://bucket/shards"], RATE: {"low": 1e-4, "high": 1e-3}}})
+    made = plan(
+        {"sweep.space": {"data.url": ["shards", "s3://bucket/shards"], RATE: {"low": 1e-4, "high": 1e-3, "levels": 2}}}
+    )
     assert _located(made).space["data.url"] == (f"{Path.cwd()}/shards", "s3://bucket/shards")
     monkeypatch.setenv("RAY_JOB_ID", "01000000")
     with pytest.raises(InputError, match=r"sweep\.space\.data\.url 0 'shards': a relative path"):
