@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -179,9 +178,9 @@ class PretrainTask(nn.Module):
             embedded.projected_ND, None if negative is None else negative.projected_ND, sought, target_ND
         )
         total = self._total(kept, projected, sought, self.world.counts(batch.num_lanes, batch.lane_batch))
-        parts = {"loss": total.detach(), **_watch(projected, kept)}
+        parts = {"loss": total.detach(), **projected.similarities(), **kept.similarities("embedding_")}
         if sought is not None:
-            parts |= _chosen(self._negatives.family_names, sought.found)
+            parts |= sought.found.shares(self._negatives.family_names)
         return Losses(total, parts, kept.anchor_BD.detach())
 
     def _total(self, kept: Pairs, projected: Pairs, sought: _Sought | None, counts: list[int]) -> Tensor:
@@ -308,25 +307,3 @@ def _own_statistics(*norms: _BatchNorm) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-@torch.no_grad()
-def _watch(projected: Pairs, kept: Pairs) -> dict[str, Tensor]:
-    """Similarities of the anchor to positive, negative and other clips: in the projector, and in the embedding."""
-    parts = {}
-    for name, pairs in (("", projected), ("embedding_", kept)):
-        parts[f"similarity/{name}positive"] = F.cosine_similarity(pairs.anchor_BD, pairs.positive_BD).mean()
-        parts[f"similarity/{name}others"] = F.cosine_similarity(pairs.anchor_BD, pairs.positive_BD.roll(1, 0)).mean()
-        if pairs.against is not None:
-            parts[f"similarity/{name}negative"] = pairs.against.similarity(pairs.anchor_BD, "both").mean()
-            parts["negatives/valid"] = pairs.against.valid_MP.float().mean()
-    return parts
-
-
-def _chosen(family_names: tuple[str, ...], found: Found) -> dict[str, Tensor]:
-    """The share of each family among the negatives, where there are several: what the adversary finds confusing."""
-    if len(family_names) == 1:
-        return {}
-    family_Q1 = torch.arange(len(family_names), device=found.family_N.device)[:, None]
-    share_Q = (found.family_N == family_Q1).float().mean(dim=1)  # bincount would wait for the device
-    return {f"negatives/family_{name}": share for name, share in zip(family_names, share_Q, strict=True)}

@@ -41,8 +41,9 @@ def bench_loader(
     as_json: AsJson = False,
 ) -> None:
     """This stream beside the usual WebDataset recipe and bare tar bytes: clips a second and a core, memory."""
-    from scaleaudio.bench.loader import LoaderScale, loader_table
+    from scaleaudio.bench.contenders import LoaderScale
     from scaleaudio.bench.loader import bench_loader as measure
+    from scaleaudio.bench.loader import loader_table
 
     numbers = _numbers("--workers", workers)
     scale = LoaderScale(

@@ -15,7 +15,8 @@ import numpy as np
 import soundfile
 from pydantic import Field
 
-from scaleaudio.data.decode import Source, Wave, read_source, resample, to_mono, within_range
+from scaleaudio.data.decode import resample, to_mono, within_range
+from scaleaudio.data.decoders import Source, Wave, read_source
 from scaleaudio.errors import DecodeError
 from scaleaudio.types import Settings
 

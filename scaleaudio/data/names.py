@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scaleaudio.data.storage import check_no_credentials
+from scaleaudio.data.addresses import check_no_credentials
 from scaleaudio.errors import InputError
 
 

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from pydantic import Field, field_validator, model_validator
 
+from scaleaudio.data.addresses import check_no_credentials
 from scaleaudio.data.ahead import Cropper, Crops, Feed, Lane, Pending, Source, threads
 from scaleaudio.data.decode import ShortClips
 from scaleaudio.data.fetch import MAX_HELD_BYTES, Fetcher
@@ -22,7 +23,6 @@ from scaleaudio.data.mixture import PhaseConfig, make_mixture
 from scaleaudio.data.order import ORDER_VERSION
 from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import Tally
-from scaleaudio.data.storage import check_no_credentials
 from scaleaudio.errors import InputError
 from scaleaudio.types import Batch, Settings, World
 

@@ -31,6 +31,14 @@ class Found(NamedTuple):
     family_N: Tensor
     motion_N2: Tensor
 
+    def shares(self, family_names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The share of each family, where there are several: what the adversary finds confusing."""
+        if len(family_names) == 1:
+            return {}
+        family_Q1 = torch.arange(len(family_names), device=self.family_N.device)[:, None]
+        share_Q = (self.family_N == family_Q1).float().mean(dim=1)  # bincount would wait for the device
+        return {f"negatives/family_{name}": share for name, share in zip(family_names, share_Q, strict=True)}
+
 
 class Adversary(Protocol):
     """Finds negatives; holds no parameters."""

@@ -62,6 +62,18 @@ class Pairs(NamedTuple):
             None if self.target_positive_BD is None else self.target_positive_BD.float(),
         )
 
+    @torch.no_grad()
+    def similarities(self, name: str = "") -> dict[str, Tensor]:
+        """Of the anchor to positive, negative and other clips, for the log; `name` says of which vectors."""
+        parts = {
+            f"similarity/{name}positive": F.cosine_similarity(self.anchor_BD, self.positive_BD).mean(),
+            f"similarity/{name}others": F.cosine_similarity(self.anchor_BD, self.positive_BD.roll(1, 0)).mean(),
+        }
+        if self.against is not None:
+            parts[f"similarity/{name}negative"] = self.against.similarity(self.anchor_BD, "both").mean()
+            parts["negatives/valid"] = self.against.valid_MP.float().mean()
+        return parts
+
 
 def gather(keys_BD: Tensor, world: World, counts: list[int]) -> Tensor:
     """The keys of all ranks in rank order (G, D), with gradient to each.

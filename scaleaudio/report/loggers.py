@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, field_validator
 
-from scaleaudio.data.storage import check_no_credentials
+from scaleaudio.data.addresses import check_no_credentials
 from scaleaudio.errors import InputError
 from scaleaudio.trees import flatten
 from scaleaudio.types import Settings

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from scaleaudio.bench.loader import CONTENDERS, LoaderScale, bench_loader, loader_table, measure, write_clips
+from scaleaudio.bench.contenders import LoaderScale, write_clips
+from scaleaudio.bench.loader import CONTENDERS, bench_loader, loader_table, measure
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.shards import verify
 from scaleaudio.errors import InputError

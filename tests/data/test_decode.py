@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from scaleaudio.data.decode import decode, decode_crop, measure, probe, resample
+from scaleaudio.data.decode import decode, decode_crop, measure, resample
+from scaleaudio.data.decoders import probe
 from scaleaudio.errors import DecodeError
 
 

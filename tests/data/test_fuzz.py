@@ -22,7 +22,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaleaudio.data.decode import MIN_RATE_HZ, decode, decode_crop, measure
+from scaleaudio.data.decode import decode, decode_crop, measure
+from scaleaudio.data.decoders import MIN_RATE_HZ
 from scaleaudio.data.index import REJECTS_NAME, ShardIndex, read_parquet
 from scaleaudio.data.scan import index
 from scaleaudio.errors import DecodeError, InputError

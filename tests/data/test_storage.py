@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from scaleaudio.data import storage
+from scaleaudio.data import addresses, storage
 from scaleaudio.errors import InputError
 
 
@@ -60,7 +60,7 @@ def test_an_object_store_url_names_bucket_and_key_and_honours_the_endpoint(monke
     filesystem, path = storage.open_url("s3://bucket/some/key.tar?region=eu-west-1")
     assert path == "bucket/some/key.tar"
     assert filesystem.type_name == "s3" and filesystem.region == "eu-west-1"
-    assert storage._with_endpoint("s3://b/k") == "s3://b/k?scheme=http&endpoint_override=127.0.0.1%3A9"
+    assert addresses._with_endpoint("s3://b/k") == "s3://b/k?scheme=http&endpoint_override=127.0.0.1%3A9"
 
 
 def test_listing_is_sorted_recursive_and_empty_for_a_missing_folder(tmp_path):
@@ -159,7 +159,7 @@ def test_an_address_with_credentials_is_refused_without_repeating_them(url, held
     ],
 )
 def test_an_address_without_credentials_is_not(url):
-    assert storage.check_no_credentials(url) == url
+    assert addresses.check_no_credentials(url) == url
 
 
 def test_a_config_never_holds_credentials_nor_shows_them_when_it_refuses():
