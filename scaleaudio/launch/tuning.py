@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,7 @@ class PopulationOfTrials(PopulationBasedTraining):  # type: ignore[misc]
 
     def __init__(self, plan: Plan) -> None:
         """Compares the trials every `grace_steps`."""
+        warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)  # by actors that trials share
         super().__init__(
             time_attr="step",
             metric="score",

@@ -32,6 +32,7 @@ from scaleaudio.sweep.space import (
 )
 from scaleaudio.types import Settings
 
+_DRAWS = 100  # for a point that no trial has yet
 _MOST_CHECKED = 100
 MOST_TRIALS = 9_999  # the numbers from 10,000 on are those of repeats
 BASELINE = {FREQUENCY: 0.0, TIME: 0.0}
@@ -134,7 +135,7 @@ class Plan:
             return None
         if self.sweep.searcher == "grid":
             return dict(self._grid[number - 1])
-        return next(point for point in points(self.space, self.sweep.seed, number) if not is_baseline(point))
+        return dict(self._random[number - 1])
 
     @property
     def probe_steps(self) -> int:
@@ -171,6 +172,18 @@ class Plan:
     @cached_property
     def _grid(self) -> list[Changes]:
         return [point for point in grid(self.space) if not is_baseline(point)]
+
+    @cached_property
+    def _random(self) -> list[Changes]:
+        """A point for each trial, none of them twice while a few draws find another."""
+        drawn, seen = list[Changes](), set[str]()
+        for number in range(1, self.num_trials + 1):
+            some = (point for point in points(self.space, self.sweep.seed, number) if not is_baseline(point))
+            first, others = next(some), itertools.islice(some, _DRAWS)
+            new = next((point for point in itertools.chain([first], others) if repr(point) not in seen), first)
+            drawn.append(new)
+            seen.add(repr(new))
+        return drawn
 
 
 def trial_tree(tree: Mapping[str, Any], changes: Mapping[str, Any], *, number: int, seed: int) -> dict[str, Any]:

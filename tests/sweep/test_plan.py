@@ -60,6 +60,12 @@ def test_no_trial_but_the_first_is_the_baseline(plan: Any) -> None:
     assert len(tried) == 6 and len({tuple(changes.values()) for changes in tried}) == 6
 
 
+def test_no_point_is_tried_twice_while_there_are_others(plan: Any) -> None:
+    made = plan({"sweep.space": {FREQUENCY: [0.2, 0.4], CANDIDATES: [1, 2, 4]}, "sweep.num_trials": 8})
+    tried = [tuple((made.changes(number) or {}).items()) for number in range(1, 9)]
+    assert len(set(tried[:6])) == 6 and set(tried[6:]) <= set(tried[:6])
+
+
 def test_strengths_at_0_with_another_learning_rate_are_no_baseline() -> None:
     assert is_baseline({**BASELINE, CANDIDATES: 4, "objective.alpha": 2.0})
     assert not is_baseline({**BASELINE, "schedule.learning_rate": 1e-4})
