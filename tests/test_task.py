@@ -169,6 +169,25 @@ def test_shared_statistics_are_moved_by_the_negatives() -> None:
     assert not same(norm_state(plain), norm_state(shared))
 
 
+@pytest.mark.parametrize(("batch_norm", "same_clip"), [("shared", True), ("split", False), ("eval", False)])
+def test_only_shared_statistics_embed_a_clip_among_negatives_as_they_embed_it_among_views(
+    batch_norm: str, same_clip: bool
+) -> None:
+    """Some negatives differ from their anchors here and some are their anchors moved back, the clips themselves."""
+    returned = {"families": ["frequency_shift", "time_reversal"], "control": "return", "num_candidates": 1}
+    task = config({"negatives": returned | {"batch_norm": batch_norm}}).build()
+    with torch.no_grad():
+        part = batch(task.config)
+        mel_BFS = task.frontend(part.wave_BT)
+        sought = task._find(mel_BFS, Draws(0, part, mel_BFS.device), part)
+        views, negatives = task._embed(torch.cat([mel_BFS, mel_BFS]), sought)
+    assert sought is not None and negatives is not None
+    own_M = (sought.found.mel_NFS == mel_BFS[sought.clip_M]).all(2).all(1)
+    anchor_MD = views.projected_ND[sought.clip_M]
+    assert 0 < own_M.sum() < len(own_M)
+    assert torch.allclose(anchor_MD[own_M], negatives.projected_ND[own_M], atol=1e-5) == same_clip
+
+
 @pytest.mark.parametrize("batch_norm", ["split", "eval", "shared"])
 def test_every_treatment_of_negatives_pushes_through_the_encoder(batch_norm: str) -> None:
     changes = {"negatives.batch_norm": batch_norm}
