@@ -185,6 +185,8 @@ def test_a_sweep_outlives_storage_that_is_away(
         assert "storage does not answer" in said[0] and "storage answers again" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_under_pbt_the_weakest_goes_on_from_the_weights_of_the_strongest(
     plan: Callable[..., Plan], ray_here: None, tmp_path: Path
 ) -> None:
