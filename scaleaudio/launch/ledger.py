@@ -182,7 +182,6 @@ class Ledger:
 
         What cannot be deleted now is deleted after the next trial.
 
-
         `but` is a trial whose workers may still be writing.
         """
         whole = [record.number for record in ranking(self.records())]

@@ -78,8 +78,8 @@ class NegativesSettings(Settings):
     batch_norm: Annotated[
         Literal["split", "eval", "shared"],
         Field(
-            description="statistics that normalise the negatives: their own, the running ones, or (a control: they "
-            "leak) those of one batch with the views"
+            description="statistics that normalise the negatives: their own or the running ones (by both a clip "
+            "is embedded otherwise than among the views), or those of one batch with the views"
         ),
     ] = "split"
     min_change: Annotated[
