@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -61,8 +61,7 @@ def recomputed(module: nn.Module) -> Callable[[Tensor], Tensor]:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        modes = [(norm.training, norm.track_running_stats) for norm in norms]
-        return nullcontext(), _as_they_were(norms, modes)
+        return nullcontext(), _as_they_were(norms, [_mode(norm) for norm in norms])
 
     def function(input_N: Tensor) -> Tensor:
         # Shapes are not compared: under ZeRO-3 a parameter that is spread over the workers has none meanwhile.
@@ -74,14 +73,34 @@ def recomputed(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return function
 
 
+class _Mode(NamedTuple):
+    """All that decides how a batch norm normalises, and what it leaves behind."""
+
+    training: bool
+    track_running_stats: bool
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    momentum: float | None
+    num_batches_tracked: Tensor | None
+
+
+def _mode(norm: _BatchNorm) -> _Mode:
+    return _Mode(*(getattr(norm, name) for name in _Mode._fields))
+
+
 @contextmanager
-def _as_they_were(norms: list[_BatchNorm], modes: list[tuple[bool, bool]]) -> Iterator[None]:
+def _as_they_were(norms: list[_BatchNorm], modes: list[_Mode]) -> Iterator[None]:
     """Batch norms in the modes of the first pass; the running statistics have seen this batch and stay as they are."""
-    now = [(norm.training, norm.track_running_stats, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (training, tracks) in zip(norms, modes, strict=True):
-        norm.training, norm.track_running_stats, norm.momentum, norm.num_batches_tracked = training, tracks, 0.0, None
+    now = [_mode(norm) for norm in norms]
+    for norm, mode in zip(norms, modes, strict=True):
+        _put(norm, mode._replace(momentum=0.0, num_batches_tracked=None))
     try:
         yield
     finally:
         for norm, before in zip(norms, now, strict=True):
-            norm.training, norm.track_running_stats, norm.momentum, norm.num_batches_tracked = before
+            _put(norm, before)
+
+
+def _put(norm: _BatchNorm, mode: _Mode) -> None:
+    for name, value in mode._asdict().items():
+        setattr(norm, name, value)

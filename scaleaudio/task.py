@@ -7,16 +7,15 @@ DeepSpeed wraps the same object.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from scaleaudio import initial
+from scaleaudio.batch_norms import ViewsStatistics, evaluating, norms_of, own_statistics
 from scaleaudio.encoders import Encoder, EncoderConfig
 from scaleaudio.encoders.resnet import ResNetConfig
 from scaleaudio.frontend import FrontendConfig
@@ -145,6 +144,7 @@ class PretrainTask(nn.Module):
         self.adversary: Adversary | None = None
         self.predictor: Predictor | None = None
         self.embedding_term: EmbeddingTerm | None = None
+        self.views_statistics: ViewsStatistics | None = None
         if not isinstance(config.negatives, NoNegatives) and config.negatives.active:
             self.adversary = config.negatives.build(config.views)
             self._act(config.negatives)
@@ -158,6 +158,10 @@ class PretrainTask(nn.Module):
                 self.predictor = objective.predict.build(self.encoder.embedding_dim, len(negatives.family_names))
         if objective.repels("embedding"):
             self.embedding_term = objective.embedding.build(objective.negative_gradient)
+        if negatives.batch_norm == "views":
+            embeds = self.target if self._target_embeds_negatives else nn.Sequential(self.encoder, self.projector)
+            assert embeds is not None
+            self.views_statistics = ViewsStatistics(norms_of(embeds))
 
     def forward(self, batch: Batch) -> Losses:
         """One step's losses; every random number in it depends on (seed, step) and the clip's slot alone."""
@@ -171,7 +175,8 @@ class PretrainTask(nn.Module):
             sought = self._find(views.anchor_BFS, draws, batch)
             mel_NFS = torch.cat(self._scarred(views, draws, batch.step))
             # before the negatives, so that its dropout does not depend on whether there are any
-            target_ND = None if self.target is None else self.target[1](self._encoded(mel_NFS, self.target[0]))
+            with self._noting(mel_NFS, by_target=True):
+                target_ND = None if self.target is None else self.target[1](self._encoded(mel_NFS, self.target[0]))
             embedded, negative = self._embed(mel_NFS, sought)
         kept = _pairs(embedded.kept_ND, None if negative is None else negative.kept_ND, sought, None)
         projected = _pairs(
@@ -212,7 +217,7 @@ class PretrainTask(nn.Module):
             return None
         row_M = self._negatives.rows(len(anchor_BFS), batch.lane_batch)
         clip_M = row_M.to(anchor_BFS.device, non_blocking=True)
-        with _evaluating(self.encoder, self.projector):
+        with evaluating(self.encoder, self.projector):
             found = self.adversary.find(
                 anchor_BFS[clip_M],
                 lambda mel: self.projector(self._encoded(mel)),
@@ -247,8 +252,8 @@ class PretrainTask(nn.Module):
         """The views (2B), and the negatives (N)."""
         if sought is None:
             return self._online(mel_NFS), None
-        objective, negative_NFS = self.config.objective, sought.found.mel_NFS
-        if isinstance(objective, BYOLConfig) and objective.negative_side == "target":
+        negative_NFS = sought.found.mel_NFS
+        if self._target_embeds_negatives:
             assert self.target is not None
             views = self._online(mel_NFS)
             with self._apart(self.target), torch.no_grad():
@@ -258,8 +263,9 @@ class PretrainTask(nn.Module):
             both = self._online(torch.cat([mel_NFS, negative_NFS]))
             num = len(mel_NFS)
             return _Embedded(*(z[:num] for z in both)), _Embedded(*(z[num:] for z in both))
-        views = self._online(mel_NFS)
-        without_gradient = objective.negative_gradient == "anchor" and self.predictor is None
+        with self._noting(mel_NFS, by_target=False):
+            views = self._online(mel_NFS)
+        without_gradient = self.config.objective.negative_gradient == "anchor" and self.predictor is None
         with self._apart(self.encoder, self.projector), torch.no_grad() if without_gradient else nullcontext():
             return views, self._online(negative_NFS)
 
@@ -268,13 +274,23 @@ class PretrainTask(nn.Module):
         assert isinstance(self.config.negatives, NegativesSettings)
         return self.config.negatives
 
-    @contextmanager
-    def _apart(self, *modules: nn.Module) -> Iterator[None]:
+    def _apart(self, *modules: nn.Module) -> AbstractContextManager[None]:
         """Keeps the negatives out of the views' BatchNorm statistics, by which they could be told apart."""
-        norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
-        context = _evaluating if self._negatives.batch_norm == "eval" else _own_statistics
-        with context(*norms):
-            yield
+        if self.views_statistics is not None:
+            return self.views_statistics.normalising()
+        treatment = evaluating if self._negatives.batch_norm == "eval" else own_statistics
+        return treatment(*norms_of(*modules))
+
+    def _noting(self, mel_NFS: Tensor, *, by_target: bool) -> AbstractContextManager[None]:
+        """Notes the statistics of the views in here, where the network that embeds negatives embeds them."""
+        if self.views_statistics is None or by_target != self._target_embeds_negatives:
+            return nullcontext()
+        return self.views_statistics.noting(mel_NFS.shape)
+
+    @property
+    def _target_embeds_negatives(self) -> bool:
+        objective = self.config.objective
+        return isinstance(objective, BYOLConfig) and objective.negative_side == "target"
 
 
 def _pairs(z_ND: Tensor, negative_ND: Tensor | None, sought: _Sought | None, target_ND: Tensor | None) -> Pairs:
@@ -283,27 +299,3 @@ def _pairs(z_ND: Tensor, negative_ND: Tensor | None, sought: _Sought | None, tar
     against = None if negative_ND is None or sought is None else sought.against(negative_ND)
     targets = (None, None) if target_ND is None else (target_ND[:num], target_ND[num:])
     return Pairs(z_ND[:num], z_ND[num:], against, *targets).float()
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    were = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, were, strict=True):
-            module.train(training)
-
-
-@contextmanager
-def _own_statistics(*norms: _BatchNorm) -> Iterator[None]:
-    """The batch at hand is normalised by its own statistics and leaves no trace in the running ones."""
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -140,7 +140,7 @@ def test_each_worker_makes_of_its_clips_what_one_worker_makes_of_them(size: int)
 # The negatives beside it.
 
 
-@pytest.mark.parametrize("batch_norm", ["split", "eval"])
+@pytest.mark.parametrize("batch_norm", ["views", "split", "eval"])
 @pytest.mark.parametrize("changes", KINDS)
 def test_negatives_beside_a_batch_change_neither_its_outputs_nor_the_running_statistics(
     changes: dict[str, Any], batch_norm: str
@@ -169,8 +169,10 @@ def test_shared_statistics_are_moved_by_the_negatives() -> None:
     assert not same(norm_state(plain), norm_state(shared))
 
 
-@pytest.mark.parametrize(("batch_norm", "same_clip"), [("shared", True), ("split", False), ("eval", False)])
-def test_only_shared_statistics_embed_a_clip_among_negatives_as_they_embed_it_among_views(
+@pytest.mark.parametrize(
+    ("batch_norm", "same_clip"), [("views", True), ("shared", True), ("split", False), ("eval", False)]
+)
+def test_statistics_of_the_views_embed_a_clip_among_negatives_as_they_embed_it_among_views(
     batch_norm: str, same_clip: bool
 ) -> None:
     """Some negatives differ from their anchors here and some are their anchors moved back, the clips themselves."""
@@ -185,10 +187,10 @@ def test_only_shared_statistics_embed_a_clip_among_negatives_as_they_embed_it_am
     own_M = (sought.found.mel_NFS == mel_BFS[sought.clip_M]).all(2).all(1)
     anchor_MD = views.projected_ND[sought.clip_M]
     assert 0 < own_M.sum() < len(own_M)
-    assert torch.allclose(anchor_MD[own_M], negatives.projected_ND[own_M], atol=1e-5) == same_clip
+    assert torch.allclose(anchor_MD[own_M], negatives.projected_ND[own_M], atol=1e-3) == same_clip
 
 
-@pytest.mark.parametrize("batch_norm", ["split", "eval", "shared"])
+@pytest.mark.parametrize("batch_norm", ["views", "split", "eval", "shared"])
 def test_every_treatment_of_negatives_pushes_through_the_encoder(batch_norm: str) -> None:
     changes = {"negatives.batch_norm": batch_norm}
     one = grads(config(changes).build())
@@ -248,7 +250,7 @@ EVERY_PLACE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", EVERY_PLACE)
-@pytest.mark.parametrize("batch_norm", ["split", "eval", "shared"])
+@pytest.mark.parametrize("batch_norm", ["views", "split", "eval", "shared"])
 def test_wherever_negatives_act_every_parameter_is_trained_and_they_count(
     changes: dict[str, Any], batch_norm: str
 ) -> None:

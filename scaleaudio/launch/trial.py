@@ -67,6 +67,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._origin: dict[str, Any] | None = None
+        self._came_from: list[list[int]] = []
         self._name: str = self._trial["run"] or f"{self._trial['number']:04d}"
         self._last: dict[str, Any] = {"step": 0}
         self._told = 0.0
@@ -86,8 +87,9 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
             if isinstance(result, Exception):
                 raise result
             self._last |= result
-            came_from = self._origin["came_from"] if self._origin else []
-            return self._last | {"run": self._name, "changes": self._trial["changes"], "came_from": came_from}
+            return self._last | {
+                "run": self._name, "changes": self._trial["changes"], "came_from": self._came_from,
+            }  # fmt: skip
 
     def cleanup(self) -> None:
         """Ends the run in good order, so that its workers are free."""
@@ -97,12 +99,16 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Says where the weights are that another trial may go on from; they stay in the run folder."""
-        mine = {"run": self._name, "number": self._trial["number"]}
+        mine = {"run": self._name, "number": self._trial["number"], "came_from": self._came_from}
         Path(checkpoint_dir, _POINTER).write_text(json.dumps(mine))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Goes on from the weights of a run, another trial's or its own, in a run folder of its own."""
-        self._origin = {**json.loads(Path(checkpoint_dir, _POINTER).read_text()), "came_from": []}
+        """Goes on with the trial's own run, which the scheduler had paused, or from another's weights in a new one."""
+        pointer = json.loads(Path(checkpoint_dir, _POINTER).read_text())
+        if pointer["number"] == self._trial["number"]:
+            self._name, self._came_from = pointer["run"], pointer["came_from"]
+        else:
+            self._origin = pointer
 
     def _train(self) -> None:
         try:
@@ -162,7 +168,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         url = run_url(self._settings.sweep_url, self._name)
         storage.write_atomic(storage.join(url, run_folder.CONFIG), dump(config).encode())
         step = checkpoint.copy_newest(others, url)
-        self._origin["came_from"] = [[step, self._origin["number"]]]
+        self._came_from = [[step, self._origin["number"]]]
 
     def _tell_again(self, url: str) -> None:
         """Gives the scores up to the step that the run goes on from: a new scheduler has not heard them."""

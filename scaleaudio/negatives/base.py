@@ -76,12 +76,12 @@ class NegativesSettings(Settings):
         float, Field(gt=0, le=1, description="share of the clips that negatives are made for; the rest cost nothing")
     ] = 1.0
     batch_norm: Annotated[
-        Literal["split", "eval", "shared"],
+        Literal["views", "split", "eval", "shared"],
         Field(
-            description="statistics that normalise the negatives: their own or the running ones (by both a clip "
-            "is embedded otherwise than among the views), or those of one batch with the views"
+            description="statistics that normalise the negatives: the views', those of one batch with the views, or "
+            "their own or the running ones (by both a clip is embedded otherwise than among the views)"
         ),
-    ] = "split"
+    ] = "views"
     min_change: Annotated[
         float, Field(ge=0, description="change, over the clip's own spread, below which a clip is no negative")
     ] = 0.1

@@ -25,7 +25,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 CALM = {"seed": 3, "schedule.learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("batch_norm", ["split", "eval"])
+@pytest.mark.parametrize("batch_norm", ["views", "split", "eval"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_negatives_beside_a_batch_change_neither_its_outputs_nor_the_buffers(family: str, batch_norm: str) -> None:
     plain = config(FAMILIES[family], NO_NEGATIVES).build()
@@ -38,7 +38,7 @@ def test_negatives_beside_a_batch_change_neither_its_outputs_nor_the_buffers(fam
     assert all(torch.equal(found[name], buffer) for name, buffer in expected.items())
 
 
-@pytest.mark.parametrize("batch_norm", ["split", "eval", "shared"])
+@pytest.mark.parametrize("batch_norm", ["views", "split", "eval", "shared"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_trained_beside_negatives(family: str, batch_norm: str) -> None:
     task = config(FAMILIES[family], {"negatives.batch_norm": batch_norm}).build()

@@ -185,6 +185,26 @@ def test_a_sweep_outlives_storage_that_is_away(
         assert "storage does not answer" in said[0] and "storage answers again" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_under_pbt_the_weakest_goes_on_from_the_weights_of_the_strongest(
+    plan: Callable[..., Plan], ray_here: None, tmp_path: Path
+) -> None:
+    """Four trials at the same time, two of them deaf to the tones; compared after every 200 of 1,000 steps."""
+    keys = {
+        "sweep.scheduler": "pbt", "launch.cpus_per_worker": 1, "schedule.steps": 1000, "probe.every_steps": 200,
+        "checkpoint.every_steps": 100, "sweep.grace_steps": 200,
+        "sweep.space": {RATE: [3e-4, 1e-3], LOWEST: [60.0, 4000.0]},
+    }  # fmt: skip
+    *population, baseline = sorted(sweep(plan(keys), str(tmp_path)), key=lambda record: record.kind == "baseline")
+    assert baseline.kind == "baseline" and [record.number for record in population] == [1, 2, 3, 4]
+    assert all(record.state == "finished" and record.step == 1000 for record in population)
+    went_on = [(record, step, source) for record in population for step, source in record.came_from]
+    assert went_on
+    for record, step, source in went_on:
+        assert 0 < step < 1000 and source != record.number
+
+
 def runs_begun(url: str) -> dict[str, list[int]]:
     """By run folder, the steps at which its attempts started."""
     return {

@@ -22,7 +22,7 @@ from scaleaudio.types import World
 
 KINDS: dict[str, Mapping[str, Any]] = {
     "infonce": INDEPENDENT,
-    "infonce, negatives of their own statistics": INDEPENDENT | {"negatives.batch_norm": "eval"},
+    "infonce, negatives of their own statistics": INDEPENDENT | {"negatives.batch_norm": "split"},
     "byol": INDEPENDENT_BYOL,
     "field": INDEPENDENT | {"negatives": {"kind": "field", "num_steps": 1}},
 }
@@ -65,7 +65,9 @@ def test_a_batch_that_fits_is_untouched_bit_for_bit() -> None:
     assert all(torch.equal(found[name], grad) for name, grad in expected.items())
 
 
-@pytest.mark.parametrize("changes", [{}, AUDIO_NTT, {"negatives.batch_norm": "eval"}])
+@pytest.mark.parametrize(
+    "changes", [{}, AUDIO_NTT, {"negatives.batch_norm": "eval"}, {"negatives.batch_norm": "split"}]
+)
 def test_making_a_chunk_again_repeats_its_dropout_and_leaves_running_statistics_alone(changes: dict[str, Any]) -> None:
     """Batch norm sees each chunk once: the statistics after a step are those of the forward passes alone."""
     task, other = (config(changes, chunks(4)).build() for _ in range(2))
