@@ -144,6 +144,8 @@ class PretrainTask(nn.Module):
         self.adversary: Adversary | None = None
         self.predictor: Predictor | None = None
         self.embedding_term: EmbeddingTerm | None = None
+        if config.objective.embedding is not None:
+            self.embedding_term = config.objective.embedding.build(config.objective.negative_gradient)
         self.views_statistics: ViewsStatistics | None = None
         if not isinstance(config.negatives, NoNegatives) and config.negatives.active:
             self.adversary = config.negatives.build(config.views)
@@ -156,8 +158,6 @@ class PretrainTask(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(keyed_seed(self.config.seed, "predictor"))
                 self.predictor = objective.predict.build(self.encoder.embedding_dim, len(negatives.family_names))
-        if objective.repels("embedding"):
-            self.embedding_term = objective.embedding.build(objective.negative_gradient)
         if negatives.batch_norm == "views":
             embeds = self.target if self._target_embeds_negatives else nn.Sequential(self.encoder, self.projector)
             assert embeds is not None
@@ -189,11 +189,12 @@ class PretrainTask(nn.Module):
         return Losses(total, parts, kept.anchor_BD.detach())
 
     def _total(self, kept: Pairs, projected: Pairs, sought: _Sought | None, counts: list[int]) -> Tensor:
-        if not self.config.objective.repels("projector"):
-            projected = projected._replace(against=None)
-        total: Tensor = self.objective(projected, self.world, counts)
+        def seen(pairs: Pairs, where: Literal["projector", "embedding"]) -> Pairs:
+            return pairs if self.config.objective.repels(where) else pairs._replace(against=None)
+
+        total: Tensor = self.objective(seen(projected, "projector"), self.world, counts)
         if self.embedding_term is not None:
-            total = total + self.embedding_term(kept, self.world, counts)
+            total = total + self.embedding_term(seen(kept, "embedding"), self.world, counts)
         if self.predictor is not None and sought is not None:
             found = sought.found
             total = total + self.predictor(kept, found.family_N, found.motion_N2, self.world, counts)

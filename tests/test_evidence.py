@@ -37,7 +37,10 @@ def spec(tiny_tree: dict[str, Any], clips: Path) -> dict[str, Any]:
         "tasks": [{"folder": clips.name, "label": "pitch"}],
         "arms": {
             "baseline": {"negatives": {"frequency_strength": 0, "time_strength": 0}},
-            "field": {"negatives": {"kind": "field", "num_steps": 1}, "objective": {"negative_on": "both"}},
+            "field": {
+                "negatives": {"kind": "field", "num_steps": 1},
+                "objective": {"negative_on": "both", "embedding": {}},
+            },
         },
     }
 

@@ -32,7 +32,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
     },
     "field": {"negatives": {"kind": "field", "num_steps": 1}},
     "value": {"negatives": {"kind": "value"}},
-    "in the embedding too": {"objective.negative_on": "both"},
+    "in the embedding too": {"objective.negative_on": "both", "objective.embedding": {}},
     "predicted": {"objective.predict": {"hidden_dim": 8}},
     "bfloat16": {"precision": "bfloat16"},
     "in chunks": {"train.max_clips_per_worker": 3, "train.checkpoint_activations": True, "objective.chunk_keys": 5},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
@@ -231,8 +232,8 @@ def test_the_hinge_seen_from_the_target_moves_the_prediction_alone() -> None:
     torch.testing.assert_close(found, hinge.mean())
 
 
-@pytest.mark.parametrize("keys", [{"negative_on": "both"}, {"negative_gradient": "negative"}])
-def test_a_target_that_would_need_gradient_is_refused(keys: dict[str, str]) -> None:
+@pytest.mark.parametrize("keys", [{"negative_on": "both", "embedding": {}}, {"negative_gradient": "negative"}])
+def test_a_target_that_would_need_gradient_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="negative_side target: the EMA target has no gradient"):
         BYOLConfig.model_validate({"negative_side": "target", **keys})
 
@@ -255,12 +256,15 @@ def test_the_embedding_term_is_its_formula(standardise: bool) -> None:
     mean, deviation = (a.mean(0), a.std(0, correction=0)) if standardise else (0, 1)
     e_a, e_p, e_n = ((x - mean) / deviation for x in (a, p, n))
     losses = []
-    for row, clip in enumerate(SOME.clip_M.tolist()):
-        valid = SOME.valid_MP[row].tolist()
-        apart = [2.0 * torch.exp((s(e_a[clip], e) - s(e_a[clip], e_p[clip])) / 0.4) for e in e_n[row]]
-        losses.append(3.0 * torch.log(1 + sum(x for x, v in zip(apart, valid, strict=True) if v)))
+    for one, other in ((e_a, e_p), (e_p, e_a)):
+        for clip in range(B):
+            total = sum(torch.exp(s(one[clip], other[j]) / 0.4) for j in range(B))
+            for row in (SOME.clip_M == clip).nonzero().flatten().tolist():
+                valid_P = SOME.valid_MP[row]
+                total = total + sum(2.0 * torch.exp(s(one[clip], e) / 0.4) for e in e_n[row][valid_P])
+            losses.append(-torch.log(torch.exp(s(one[clip], other[clip]) / 0.4) / total))
     found = config.build("both")(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B])
-    torch.testing.assert_close(found, torch.stack(losses).sum() / B)
+    torch.testing.assert_close(found, 3.0 * torch.stack(losses).mean())
 
 
 def test_the_gradient_of_the_embedding_term_is_that_of_finite_differences() -> None:

@@ -237,13 +237,14 @@ def test_the_search_scores_anchors_and_candidates_in_eval_mode_in_the_projector(
 # Where negatives act.
 
 EVERY_PLACE: list[dict[str, Any]] = [
-    {"objective.negative_on": "embedding"},
-    {"objective.negative_on": "both"},
+    {"objective.negative_on": "embedding", "objective.embedding": {}},
+    {"objective.negative_on": "both", "objective.embedding": {}},
+    {"objective.embedding": {}},
     {"objective.negative_gradient": "anchor"},
     {"objective.negative_gradient": "negative"},
     {"objective.predict": {"hidden_dim": 8}},
-    {"negatives.fraction": 0.5, "negatives.num_kept": 2, "objective.negative_on": "both"},
-    BYOL | {"objective.negative_on": "both"},
+    {"negatives.fraction": 0.5, "negatives.num_kept": 2, "objective.negative_on": "both", "objective.embedding": {}},
+    BYOL | {"objective.negative_on": "both", "objective.embedding": {}},
     BYOL | {"objective.negative_side": "target"},
     BYOL | {"objective.predict": {"hidden_dim": 8}},
 ]
@@ -269,7 +270,9 @@ def encoder_gradient(task: PretrainTask) -> Tensor:
 
 
 def test_repelled_in_the_embedding_alone_the_projector_has_the_plain_gradient() -> None:
-    plain, apart = config(NO_NEGATIVES).build(), config({"objective.negative_on": "embedding"}).build()
+    embedding = {"objective.embedding": {}}
+    plain = config(embedding, NO_NEGATIVES).build()
+    apart = config(embedding, {"objective.negative_on": "embedding"}).build()
     expected, found = grads(plain), grads(apart)
     assert torch.equal(expected["projector.3.weight"], found["projector.3.weight"])
     assert not torch.allclose(expected["encoder.stem.0.weight"], found["encoder.stem.0.weight"], rtol=1e-3)
@@ -279,7 +282,7 @@ def test_a_few_steps_against_the_embedding_drive_the_negative_away_in_the_embedd
     """Standardised similarities, as the term sees them: what it is for."""
     found = {}
     for where in ("projector", "embedding"):
-        task = config({"objective.negative_on": where, "objective.embedding.weight": 3.0}).build()
+        task = config({"objective.negative_on": where, "objective.embedding": {"weight": 3.0}}).build()
         optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
         for step in range(6):
             losses = task(batch(task.config, step % 2))

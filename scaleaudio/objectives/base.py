@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from scaleaudio.objectives.embedding import EmbeddingTermConfig
@@ -48,11 +48,23 @@ class AgainstNegatives(Settings):
             "costs no backward pass"
         ),
     ] = "both"
-    embedding: EmbeddingTermConfig = EmbeddingTermConfig()
+    embedding: Annotated[
+        EmbeddingTermConfig | None,
+        Field(description="contrast the embeddings that are kept as well, beside the projections; null: do not"),
+    ] = None
     predict: Annotated[
         PredictConfig | None,
         Field(description="predict the displacement from anchor and negative instead of repelling: a control"),
     ] = None
+
+    @model_validator(mode="after")
+    def _negatives_act_where_something_is_compared(self) -> Self:
+        if self.embedding is None and self.negative_on != "projector":
+            raise ValueError(
+                f"objective.negative_on {self.negative_on}: the embeddings are not compared; set "
+                "objective.embedding to {} so that they are, or negative_on to projector"
+            )
+        return self
 
     def repels(self, where: Literal["projector", "embedding"]) -> bool:
         """Whether negatives are pushed away there."""

@@ -8,17 +8,14 @@ s(a,n), so that a negative which is m less similar than the positive is pushed n
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from scaleaudio.objectives.base import AgainstNegatives, HeadConfig
-from scaleaudio.objectives.gathered import logsumexp_over_all
-from scaleaudio.objectives.pairs import Pairs, gather
+from scaleaudio.objectives.contrast import CHUNK_KEYS, Contrast
+from scaleaudio.objectives.pairs import Pairs
 from scaleaudio.types import World
 
 
@@ -42,7 +39,7 @@ class InfoNCEConfig(AgainstNegatives):
             description="with more keys than that in the global batch, so many are looked at at a time and gathered "
             "again for the gradient: memory stays flat however many workers there are",
         ),
-    ] = 16384
+    ] = CHUNK_KEYS
     projector: HeadConfig = HeadConfig()
     needs_target: ClassVar[bool] = False
 
@@ -60,35 +57,13 @@ class InfoNCE(nn.Module):
         self.config = config
 
     def forward(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
-        """Mean over this rank's anchors, scaled so that the mean over ranks is the loss of the global batch.
-
-        Args:
-            pairs: projections of this rank's clips.
-            world: which rank this is.
-            counts: clips on each rank.
-        """
-        one = self._one_way(pairs, world, counts)
-        mirrored = pairs._replace(anchor_BD=pairs.positive_BD, positive_BD=pairs.anchor_BD)
-        return 0.5 * (one + self._one_way(mirrored, world, counts)).sum() * world.size / sum(counts)
-
-    def _one_way(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
-        a_BD, p_BD = F.normalize(pairs.anchor_BD, dim=-1), F.normalize(pairs.positive_BD, dim=-1)
-        config, against = self.config, pairs.against
-        if sum(counts) > config.chunk_keys:
-            positive_B = (a_BD * p_BD).sum(dim=1) / config.temperature
-            logits_BG = logsumexp_over_all(a_BD, p_BD, config.temperature, world, counts, config.chunk_keys)[:, None]
-        else:
-            keys_GD = gather(p_BD, world, counts)
-            logits_BG = a_BD @ keys_GD.T / config.temperature
-            own_B = torch.arange(len(a_BD), device=a_BD.device) + sum(counts[: world.rank])
-            positive_B = logits_BG.gather(1, own_B[:, None]).squeeze(1)
-        if against is not None:
-            similarity_MP = against.similarity(pairs.anchor_BD, config.negative_gradient)
-            if config.negative_margin is not None:
-                reached_B = config.temperature * positive_B.detach() - config.negative_margin
-                similarity_MP = torch.maximum(similarity_MP, reached_B[against.clip_M][:, None])
-            negative_MP = math.log(config.negative_weight) + config.alpha * similarity_MP / config.temperature
-            none_BP = logits_BG.new_full((len(a_BD), negative_MP.shape[1]), -math.inf)
-            negative_BP = none_BP.index_copy(0, against.clip_M, negative_MP.masked_fill(~against.valid_MP, -math.inf))
-            logits_BG = torch.cat([logits_BG, negative_BP], dim=1)
-        return logits_BG.logsumexp(dim=1) - positive_B
+        """Mean over this rank's clips, scaled so that the mean over ranks is the loss of the global batch."""
+        config = self.config
+        return Contrast(
+            config.temperature,
+            config.negative_weight,
+            config.alpha,
+            config.negative_margin,
+            config.negative_gradient,
+            config.chunk_keys,
+        ).loss(pairs, world, counts)

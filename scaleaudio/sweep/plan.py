@@ -36,7 +36,9 @@ _DRAWS = 100  # for a point that no trial has yet
 _MOST_CHECKED = 100
 MOST_TRIALS = 9_999  # the numbers from 10,000 on are those of repeats
 BASELINE = {FREQUENCY: 0.0, TIME: 0.0}
-_OF_NEGATIVES = ("negatives.", "objective.alpha", "objective.negative_", "objective.embedding.", "objective.predict")
+_OF_NEGATIVES = (
+    "negatives.", "objective.alpha", "objective.negative_", "objective.embedding.negative_", "objective.predict",
+)  # fmt: skip
 
 
 class SweepConfig(Settings):

@@ -100,7 +100,7 @@ class NoHostSync(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_with_negatives_never_waits_for_the_device(kind: str) -> None:
-    everything = {"objective.negative_on": "both", "objective.negative_margin": 0.2}
+    everything = {"objective.negative_on": "both", "objective.embedding": {}, "objective.negative_margin": 0.2}
     task = config(KINDS[kind], everything, {"negatives.fraction": 0.5}).build()
     with NoHostSync():
         task(batch(task.config)).total.backward()
