@@ -122,6 +122,11 @@ class Config(TaskConfig):
                 f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_clips} clip a "
                 "lane: mixup needs a partner in the lane. Halve data.lanes, or set views.mixup to null."
             )
+        if self.objective.embedding is not None and lane_clips < 2:
+            raise ValueError(
+                f"data.lanes {self.data.lanes} of data.global_batch {self.data.global_batch} leave {lane_clips} clip a "
+                "lane: objective.embedding compares with other clips of the lane. Halve data.lanes, or set it to null."
+            )
         if self.launch.hang_seconds <= 2 * self.checkpoint.patience_seconds:
             raise ValueError(
                 f"launch.hang_seconds {self.launch.hang_seconds:g}: expected more than twice "

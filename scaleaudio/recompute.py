@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from scaleaudio.batch_norms import norms_of
 from scaleaudio.types import Settings
+
+_MODE = ("training", "track_running_stats", "running_mean", "running_var", "momentum", "num_batches_tracked")
 
 
 class TrainConfig(Settings):
@@ -28,7 +31,7 @@ class TrainConfig(Settings):
         Field(
             ge=1,
             description="clips of which a worker holds activations at once; with more of them it takes chunks, each "
-            "of them encoded twice, and the loss still sees the whole batch. null: all",
+            "of them encoded twice, and the loss still sees the whole batch (batch norm a chunk at a time). null: all",
         ),
     ] = None
     compile: Annotated[
@@ -58,7 +61,7 @@ def in_chunks(module: nn.Module, mel_NFS: Tensor, max_rows: int | None) -> Tenso
 
 def recomputed(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """The module as a function that keeps its input and none of its activations."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = norms_of(module)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _as_they_were(norms, [_mode(norm) for norm in norms])
@@ -73,27 +76,12 @@ def recomputed(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return function
 
 
-class _Mode(NamedTuple):
-    """All that decides how a batch norm normalises, and what it leaves behind."""
-
-    training: bool
-    track_running_stats: bool
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    momentum: float | None
-    num_batches_tracked: Tensor | None
-
-
-def _mode(norm: _BatchNorm) -> _Mode:
-    return _Mode(*(getattr(norm, name) for name in _Mode._fields))
-
-
 @contextmanager
-def _as_they_were(norms: list[_BatchNorm], modes: list[_Mode]) -> Iterator[None]:
+def _as_they_were(norms: list[_BatchNorm], modes: list[dict[str, Any]]) -> Iterator[None]:
     """Batch norms in the modes of the first pass; the running statistics have seen this batch and stay as they are."""
     now = [_mode(norm) for norm in norms]
     for norm, mode in zip(norms, modes, strict=True):
-        _put(norm, mode._replace(momentum=0.0, num_batches_tracked=None))
+        _put(norm, mode | {"momentum": 0.0, "num_batches_tracked": None})
     try:
         yield
     finally:
@@ -101,6 +89,11 @@ def _as_they_were(norms: list[_BatchNorm], modes: list[_Mode]) -> Iterator[None]
             _put(norm, before)
 
 
-def _put(norm: _BatchNorm, mode: _Mode) -> None:
-    for name, value in mode._asdict().items():
+def _mode(norm: _BatchNorm) -> dict[str, Any]:
+    """All that decides how a batch norm normalises, and what it leaves behind."""
+    return {name: getattr(norm, name) for name in _MODE}
+
+
+def _put(norm: _BatchNorm, mode: dict[str, Any]) -> None:
+    for name, value in mode.items():
         setattr(norm, name, value)

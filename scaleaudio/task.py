@@ -123,6 +123,7 @@ class PretrainTask(nn.Module):
 
         Raises:
             InputError: the weights at `init_from` are none, or do not fit.
+            ValueError: `negatives.batch_norm` is `views`, and a BatchNorm keeps no moving statistics.
         """
         super().__init__()
         self.config = config
@@ -159,9 +160,11 @@ class PretrainTask(nn.Module):
                 torch.manual_seed(keyed_seed(self.config.seed, "predictor"))
                 self.predictor = objective.predict.build(self.encoder.embedding_dim, len(negatives.family_names))
         if negatives.batch_norm == "views":
-            embeds = self.target if self._target_embeds_negatives else nn.Sequential(self.encoder, self.projector)
-            assert embeds is not None
-            self.views_statistics = ViewsStatistics(norms_of(embeds))
+            embeds = (self.target,) if self._target_embeds_negatives else (self.encoder, self.projector)
+            self.views_statistics = ViewsStatistics(
+                norms_of(*(module for module in embeds if module is not None)),
+                in_place=self.config.train.compile == "reduce-overhead",
+            )
 
     def forward(self, batch: Batch) -> Losses:
         """One step's losses; every random number in it depends on (seed, step) and the clip's slot alone."""
@@ -182,19 +185,21 @@ class PretrainTask(nn.Module):
         projected = _pairs(
             embedded.projected_ND, None if negative is None else negative.projected_ND, sought, target_ND
         )
-        total = self._total(kept, projected, sought, self.world.counts(batch.num_lanes, batch.lane_batch))
+        total = self._total(kept, projected, sought, batch)
         parts = {"loss": total.detach(), **projected.similarities(), **kept.similarities("embedding_")}
         if sought is not None:
             parts |= sought.found.shares(self._negatives.family_names)
         return Losses(total, parts, kept.anchor_BD.detach())
 
-    def _total(self, kept: Pairs, projected: Pairs, sought: _Sought | None, counts: list[int]) -> Tensor:
+    def _total(self, kept: Pairs, projected: Pairs, sought: _Sought | None, batch: Batch) -> Tensor:
+        counts = self.world.counts(batch.num_lanes, batch.lane_batch)
+
         def seen(pairs: Pairs, where: Literal["projector", "embedding"]) -> Pairs:
             return pairs if self.config.objective.repels(where) else pairs._replace(against=None)
 
         total: Tensor = self.objective(seen(projected, "projector"), self.world, counts)
         if self.embedding_term is not None:
-            total = total + self.embedding_term(seen(kept, "embedding"), self.world, counts)
+            total = total + self.embedding_term(seen(kept, "embedding"), self.world, counts, batch.lane_batch)
         if self.predictor is not None and sought is not None:
             found = sought.found
             total = total + self.predictor(kept, found.family_N, found.motion_N2, self.world, counts)

@@ -249,21 +249,24 @@ def test_a_negatives_similarity_moves_the_sides_that_are_named(gradient: Gradien
 # In the embedding that is kept.
 
 
+@pytest.mark.parametrize("lane_batch", [B, 1])
 @pytest.mark.parametrize("standardise", [True, False])
-def test_the_embedding_term_is_its_formula(standardise: bool) -> None:
+def test_the_embedding_term_is_its_formula(standardise: bool, lane_batch: int) -> None:
     config = EmbeddingTermConfig(weight=3.0, temperature=0.4, negative_weight=2.0, standardise=standardise)
     a, p, n = vectors(0) + 5, vectors(1) + 5, SOME.z_MPD + 5
-    mean, deviation = (a.mean(0), a.std(0, correction=0)) if standardise else (0, 1)
+    views = torch.cat([a, p])
+    mean, deviation = (views.mean(0), views.std(0, correction=0)) if standardise else (0, 1)
     e_a, e_p, e_n = ((x - mean) / deviation for x in (a, p, n))
     losses = []
     for one, other in ((e_a, e_p), (e_p, e_a)):
         for clip in range(B):
-            total = sum(torch.exp(s(one[clip], other[j]) / 0.4) for j in range(B))
+            lane = [j for j in range(B) if j // lane_batch == clip // lane_batch]
+            total = sum(torch.exp(s(one[clip], other[j]) / 0.4) for j in lane)
             for row in (SOME.clip_M == clip).nonzero().flatten().tolist():
                 valid_P = SOME.valid_MP[row]
                 total = total + sum(2.0 * torch.exp(s(one[clip], e) / 0.4) for e in e_n[row][valid_P])
             losses.append(-torch.log(torch.exp(s(one[clip], other[clip]) / 0.4) / total))
-    found = config.build("both")(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B])
+    found = config.build("both")(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B], lane_batch)
     torch.testing.assert_close(found, 3.0 * torch.stack(losses).mean())
 
 
@@ -271,7 +274,7 @@ def test_the_gradient_of_the_embedding_term_is_that_of_finite_differences() -> N
     term = EmbeddingTermConfig(standardise=False).build("both")
 
     def loss(a: Tensor, p: Tensor, n: Tensor) -> Tensor:
-        return term(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B])
+        return term(Pairs(a, p, SOME._replace(z_MPD=n)), ONE, [B], B)
 
     assert torch.autograd.gradcheck(loss, [x.clone().requires_grad_() for x in (vectors(0), vectors(1), SOME.z_MPD)])
 
@@ -327,7 +330,7 @@ def gathered_and_losses(world: World, folder: Path) -> dict[str, Tensor]:
     valid_B = torch.tensor([True, False, True, True, False])[rows]
     a, p, n = inputs
     loss = InfoNCE(InfoNCEConfig())(Pairs(a, p, against(n, valid_B)), world, COUNTS)
-    loss = loss + EmbeddingTermConfig().build("both")(Pairs(a, p, against(n, valid_B)), world, COUNTS)
+    loss = loss + EmbeddingTermConfig().build("both")(Pairs(a, p, against(n, valid_B)), world, COUNTS, 1)
     loss.backward()
     grads = [x.grad for x in inputs if x.grad is not None]
     assert keys.grad is not None
@@ -345,7 +348,7 @@ def test_uneven_workers_gather_with_gradient_and_agree_with_one(tmp_path: Path) 
     valid_B = torch.tensor([True, False, True, True, False])
     a, p, n = inputs
     loss = InfoNCE(InfoNCEConfig())(Pairs(a, p, against(n, valid_B)), ONE, [B])
-    loss = loss + EmbeddingTermConfig().build("both")(Pairs(a, p, against(n, valid_B)), ONE, [B])
+    loss = loss + EmbeddingTermConfig().build("both")(Pairs(a, p, against(n, valid_B)), ONE, [B], 1)
     loss.backward()
     torch.testing.assert_close(sum(part["loss"] for part in found) / 3, loss.detach())
     # The mean over workers is what an engine makes of gradients.

@@ -60,7 +60,7 @@ def arms(config: TaskConfig) -> dict[str, TaskConfig]:
     changes["hardest of 4, a quarter of the clips"] = {"negatives": four | {"fraction": 0.25}}
     changes["hardest of 4, scored at full resolution"] = {"negatives": four | {"score_stride": 1}}
     changes["hardest of 4, no gradient to the negative"] = {"negatives": four, "negative_gradient": "anchor"}
-    if config.objective.negative_on == "both":
+    if config.objective.negative_on != "projector":
         changes["hardest of 4, in the projection alone"] = {"negatives": four, "negative_on": "projector"}
     for steps in (1, 2):
         changes[f"field, {steps} step{'s' * (steps > 1)}"] = {

@@ -98,15 +98,15 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
             self._thread.join(_STOP_SECONDS)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Says where the weights are that another trial may go on from; they stay in the run folder."""
-        mine = {"run": self._name, "number": self._trial["number"], "came_from": self._came_from}
+        """Says where the weights are that this trial, after a pause, or another may go on from; they stay there."""
+        mine = {"run": self._name, "number": self._trial["number"]}
         Path(checkpoint_dir, _POINTER).write_text(json.dumps(mine))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Goes on with the trial's own run, which the scheduler had paused, or from another's weights in a new one."""
         pointer = json.loads(Path(checkpoint_dir, _POINTER).read_text())
         if pointer["number"] == self._trial["number"]:
-            self._name, self._came_from = pointer["run"], pointer["came_from"]
+            self._name = pointer["run"]
         else:
             self._origin = pointer
 

@@ -78,8 +78,9 @@ class NegativesSettings(Settings):
     batch_norm: Annotated[
         Literal["views", "split", "eval", "shared"],
         Field(
-            description="statistics that normalise the negatives: the views', those of one batch with the views, or "
-            "their own or the running ones (by both a clip is embedded otherwise than among the views)"
+            description="what normalises negatives in BatchNorm. views: the statistics of the step's views; shared: "
+            "one batch with the views, whose running statistics then hold negatives too; split: their own; eval: the "
+            "running ones (by these two a clip is embedded otherwise than among the views)"
         ),
     ] = "views"
     min_change: Annotated[

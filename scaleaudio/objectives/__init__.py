@@ -1,8 +1,8 @@
 """What is learned from positives and adversarial negatives.
 
 s is cosine similarity, a the anchors, p the positives, n each anchor's own adversarial negatives. `infonce` and `byol`
-compare projections; `EmbeddingTerm` repels the negatives in the embedding that is kept, and `Predictor` is the rival
-that predicts the displacement instead.
+compare projections; `EmbeddingTerm` contrasts the embeddings that are kept, with or without negatives, and `Predictor`
+is the rival that predicts the displacement instead.
 """
 
 from scaleaudio.objectives.base import HeadConfig

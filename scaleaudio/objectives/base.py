@@ -1,4 +1,4 @@
-"""What both objectives have: heads, and where adversarial negatives act."""
+"""What all objectives have: heads, the term in the embedding, and where adversarial negatives act."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class HeadConfig(Settings):
 
 
 class AgainstNegatives(Settings):
-    """Where the adversarial negatives act, and on whom; without an adversary none of it matters."""
+    """Where and on whom adversarial negatives act, and whether embeddings are compared too.
+
+    Without an adversary only `embedding` matters.
+    """
 
     negative_on: Annotated[
         Literal["projector", "embedding", "both"],

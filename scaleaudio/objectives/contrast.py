@@ -2,7 +2,9 @@
 
     -log exp(s(a,p)/t) / [ sum over all clips' p of exp(s(a,p)/t) + w sum_n exp(alpha s(a,n)/t) ],  and a <-> p
 
-with s the cosine similarity (arXiv 1807.03748, symmetric as in arXiv 2002.05709).
+with s the cosine similarity (arXiv 1807.03748, symmetric as in arXiv 2002.05709). That pushes a negative as far away as
+any other clip. With a margin m, max(s(a,n), sg s(a,p) - m) stands for s(a,n): one that is m less similar than the
+positive is pushed no further.
 """
 
 from __future__ import annotations
@@ -40,29 +42,24 @@ class Contrast(NamedTuple):
     gradient: Gradient = "both"
     chunk_keys: int = CHUNK_KEYS
 
-    def loss(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
+    def loss(self, pairs: Pairs, world: World, counts: list[int], lane_batch: int | None = None) -> Tensor:
         """Mean over this rank's clips, scaled so that the mean over ranks is the loss of the global batch.
 
         Args:
             pairs: the vectors of this rank's clips.
             world: which rank this is.
             counts: clips on each rank.
+            lane_batch: clips of a lane. With it the other clips are those of the same lane, which needs no other worker
+                and is the same for any number of them; without it they are those of all workers.
         """
-        one = self._one_way(pairs, world, counts)
+        one = self._one_way(pairs, world, counts, lane_batch)
         mirrored = pairs._replace(anchor_BD=pairs.positive_BD, positive_BD=pairs.anchor_BD)
-        return 0.5 * (one + self._one_way(mirrored, world, counts)).sum() * world.size / sum(counts)
+        return 0.5 * (one + self._one_way(mirrored, world, counts, lane_batch)).sum() * world.size / sum(counts)
 
-    def _one_way(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
+    def _one_way(self, pairs: Pairs, world: World, counts: list[int], lane_batch: int | None) -> Tensor:
         a_BD, p_BD = F.normalize(pairs.anchor_BD, dim=-1), F.normalize(pairs.positive_BD, dim=-1)
         against = pairs.against
-        if sum(counts) > self.chunk_keys:
-            positive_B = (a_BD * p_BD).sum(dim=1) / self.temperature
-            logits_BG = logsumexp_over_all(a_BD, p_BD, self.temperature, world, counts, self.chunk_keys)[:, None]
-        else:
-            keys_GD = gather(p_BD, world, counts)
-            logits_BG = a_BD @ keys_GD.T / self.temperature
-            own_B = torch.arange(len(a_BD), device=a_BD.device) + sum(counts[: world.rank])
-            positive_B = logits_BG.gather(1, own_B[:, None]).squeeze(1)
+        positive_B, logits_BG = self._logits(a_BD, p_BD, world, counts, lane_batch)
         if against is not None:
             similarity_MP = against.similarity(pairs.anchor_BD, self.gradient)
             if self.margin is not None:
@@ -73,3 +70,21 @@ class Contrast(NamedTuple):
             negative_BP = none_BP.index_copy(0, against.clip_M, negative_MP.masked_fill(~against.valid_MP, -math.inf))
             logits_BG = torch.cat([logits_BG, negative_BP], dim=1)
         return logits_BG.logsumexp(dim=1) - positive_B
+
+    def _logits(
+        self, a_BD: Tensor, p_BD: Tensor, world: World, counts: list[int], lane_batch: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the positives (B), and those of all keys (B, G) or, in chunks, their log-sum-exp (B, 1)."""
+        if lane_batch is not None:
+            a_LPD, p_LPD = (z_BD.view(-1, lane_batch, z_BD.shape[1]) for z_BD in (a_BD, p_BD))
+            logits_BG = (a_LPD @ p_LPD.mT).flatten(0, 1) / self.temperature
+            first = 0
+        elif sum(counts) > self.chunk_keys:
+            positive_B = (a_BD * p_BD).sum(dim=1) / self.temperature
+            sum_B = logsumexp_over_all(a_BD, p_BD, self.temperature, world, counts, self.chunk_keys)
+            return positive_B, sum_B[:, None]
+        else:
+            logits_BG = a_BD @ gather(p_BD, world, counts).T / self.temperature
+            first = sum(counts[: world.rank])
+        own_B = (torch.arange(len(a_BD), device=a_BD.device) + first) % logits_BG.shape[1]
+        return logits_BG.gather(1, own_B[:, None]).squeeze(1), logits_BG

@@ -4,7 +4,8 @@ A projector can learn to tell what the embedding below it hardly shows. So the s
 the embeddings too, with or without adversarial negatives. They lie in a narrow cone (they are means of rectified
 features), so each dimension is standardised over the batch first, as a linear probe would. Negatives without other
 clips beside them are not offered here: one direction that tells displaced clips from others is all that they teach
-then, and the embedding collapses towards it (docs/log.md).
+then, and the embedding collapses towards it (docs/log.md). The other clips are those of the same lane: embeddings are
+wider than projections, and so none of them has to travel between workers; only the two statistics do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from scaleaudio.objectives.contrast import Contrast
 from scaleaudio.objectives.pairs import Gradient, Pairs
 from scaleaudio.types import Settings, World
 
+_LEAST_DEVIATION = 0.05  # of a dimension, in mean deviations
+
 
 class EmbeddingTermConfig(Settings):
     """How the embeddings are contrasted; negatives are among them where `negative_on` says so."""
@@ -28,7 +31,8 @@ class EmbeddingTermConfig(Settings):
     temperature: Annotated[float, Field(gt=0, description="of this term's softmax")] = 0.15
     negative_weight: Annotated[float, Field(gt=0, description="how many other clips one negative counts as")] = 1.0
     standardise: Annotated[
-        bool, Field(description="each dimension to mean 0 and deviation 1 over the global batch")
+        bool,
+        Field(description="each dimension by its mean and deviation over both views of the global batch, as constants"),
     ] = True
 
     def build(self, gradient: Gradient) -> EmbeddingTerm:
@@ -44,17 +48,27 @@ class EmbeddingTerm:
         self.config = config
         self._contrast = Contrast(config.temperature, config.negative_weight, gradient=gradient)
 
-    def __call__(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
-        """Mean over this rank's clips, scaled so that the mean over ranks is that over the global batch."""
+    def __call__(self, pairs: Pairs, world: World, counts: list[int], lane_batch: int) -> Tensor:
+        """Mean over this rank's clips, scaled so that the mean over ranks is that over the global batch.
+
+        Args:
+            pairs: embeddings of this rank's clips, whole lanes in order.
+            world: which rank this is.
+            counts: clips on each rank.
+            lane_batch: clips of a lane.
+        """
         if self.config.standardise:
             pairs = _standardised(pairs, world, counts)
-        return self.config.weight * self._contrast.loss(pairs, world, counts)
+        return self.config.weight * self._contrast.loss(pairs, world, counts, lane_batch)
 
 
 def _standardised(pairs: Pairs, world: World, counts: list[int]) -> Pairs:
     with torch.no_grad():
-        mean_D = _mean(pairs.anchor_BD, world, counts)
-        deviation_D = _mean((pairs.anchor_BD - mean_D).square(), world, counts).sqrt().clamp(min=1e-4)
+        views_NBD = torch.stack([pairs.anchor_BD, pairs.positive_BD])
+        mean_D = _mean(views_NBD.mean(dim=0), world, counts)
+        deviation_D = _mean((views_NBD - mean_D).square().mean(dim=0), world, counts).sqrt()
+        # a dimension that hardly any clip uses does not count for more than the others
+        deviation_D = deviation_D.maximum(_LEAST_DEVIATION * deviation_D.mean()).clamp(min=1e-4)
 
     def standard(z_D: Tensor) -> Tensor:
         return (z_D - mean_D) / deviation_D

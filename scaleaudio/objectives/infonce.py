@@ -1,10 +1,4 @@
-"""InfoNCE (arXiv 1807.03748, symmetric as in arXiv 2002.05709) with adversarial negatives in its denominator.
-
-    -log exp(s(a,p)/t) / [ sum over all clips' p of exp(s(a,p)/t) + weight * sum_n exp(alpha s(a,n)/t) ],  and a <-> p
-
-That pushes a negative as far away as any other clip. With `negative_margin` m, max(s(a,n), sg s(a,p) - m) stands for
-s(a,n), so that a negative which is m less similar than the positive is pushed no further.
-"""
+"""InfoNCE: the softmax of `contrast.py` over projections, with the keys of all workers."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ from scaleaudio.types import World
 
 
 class InfoNCEConfig(AgainstNegatives):
-    """-log exp(s(a,p)/t) / [sum over all clips' p of exp(s(a,.)/t) + weight * exp(alpha s(a,n)/t)], and a <-> p."""
+    """The formula of `scaleaudio.objectives.contrast`, over projections."""
 
     kind: Literal["infonce"] = "infonce"
     temperature: Annotated[float, Field(gt=0, description="t: the smaller, the more the most similar clips weigh")] = (
@@ -55,15 +49,21 @@ class InfoNCE(nn.Module):
         """Holds no parameters."""
         super().__init__()
         self.config = config
+        self._contrast = Contrast(
+            temperature=config.temperature,
+            negative_weight=config.negative_weight,
+            alpha=config.alpha,
+            margin=config.negative_margin,
+            gradient=config.negative_gradient,
+            chunk_keys=config.chunk_keys,
+        )
 
     def forward(self, pairs: Pairs, world: World, counts: list[int]) -> Tensor:
-        """Mean over this rank's clips, scaled so that the mean over ranks is the loss of the global batch."""
-        config = self.config
-        return Contrast(
-            config.temperature,
-            config.negative_weight,
-            config.alpha,
-            config.negative_margin,
-            config.negative_gradient,
-            config.chunk_keys,
-        ).loss(pairs, world, counts)
+        """Mean over this rank's clips, scaled so that the mean over ranks is the loss of the global batch.
+
+        Args:
+            pairs: projections of this rank's clips.
+            world: which rank this is.
+            counts: clips on each rank.
+        """
+        return self._contrast.loss(pairs, world, counts)

@@ -37,7 +37,7 @@ _MOST_CHECKED = 100
 MOST_TRIALS = 9_999  # the numbers from 10,000 on are those of repeats
 BASELINE = {FREQUENCY: 0.0, TIME: 0.0}
 _OF_NEGATIVES = (
-    "negatives.", "objective.alpha", "objective.negative_", "objective.embedding.negative_", "objective.predict",
+    "negatives.", "objective.alpha", "objective.negative_", "objective.embedding.negative_", "objective.predict.",
 )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def trial_tree(tree: Mapping[str, Any], changes: Mapping[str, Any], *, number: i
 def is_baseline(changes: Mapping[str, Any]) -> bool:
     """Whether both strengths are off and all else that changes matters to negatives alone."""
     off = all(key in changes and changes[key] == 0 for key in BASELINE)
-    return off and all(key.startswith(_OF_NEGATIVES) for key in changes)
+    return off and all(key.startswith(_OF_NEGATIVES) or key == "objective.predict" for key in changes)
 
 
 def load_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -240,6 +240,11 @@ def _check(plan: Plan, path: str) -> None:
     for key in plan.space:
         if key in ("seed", "name") or key.partition(".")[0] in ("probe", "launch", "checkpoint", "sweep"):
             raise InputError(f"{path}: sweep.space.{key}: decides nothing that a score may choose; take it out")
+        if key.startswith("objective.embedding.") and plan.base.objective.embedding is None:
+            raise InputError(
+                f"{path}: sweep.space.{key}: trials would contrast embeddings and the baseline would not; set "
+                "objective.embedding to {} in the experiment"
+            )
         if key not in known:
             _check_unknown(plan, key, path)
     _check_points(plan, path)

@@ -29,6 +29,8 @@ def test_arms_differ_from_the_config_in_the_adversary_and_where_it_acts() -> Non
             "negative_gradient",
         }
     assert not arms(settings)[BASELINE].negatives.active
+    both = arms(config({"objective.embedding": {}, "objective.negative_on": "both"}))
+    assert both["hardest of 4, in the projection alone"].objective.negative_on == "projector"
 
 
 def test_more_candidates_cost_more_and_the_baseline_costs_one() -> None:

@@ -187,7 +187,7 @@ def test_a_sweep_outlives_storage_that_is_away(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_under_pbt_the_weakest_goes_on_from_the_weights_of_the_strongest(
+def test_under_pbt_a_weak_trial_goes_on_from_the_weights_of_one_that_hears(
     plan: Callable[..., Plan], ray_here: None, tmp_path: Path
 ) -> None:
     """Four trials at the same time, two of them deaf to the tones; compared after every 200 of 1,000 steps."""
@@ -203,6 +203,7 @@ def test_under_pbt_the_weakest_goes_on_from_the_weights_of_the_strongest(
     assert went_on
     for record, step, source in went_on:
         assert 0 < step < 1000 and source != record.number
+        assert population[source - 1].changes[LOWEST] == 60.0 or population[source - 1].came_from
 
 
 def runs_begun(url: str) -> dict[str, list[int]]:

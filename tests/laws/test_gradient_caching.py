@@ -22,7 +22,7 @@ from scaleaudio.types import World
 
 KINDS: dict[str, Mapping[str, Any]] = {
     "infonce": INDEPENDENT,
-    "infonce, negatives of their own statistics": INDEPENDENT | {"negatives.batch_norm": "split"},
+    "in the embedding too": INDEPENDENT | {"objective.embedding": {}, "objective.negative_on": "both"},
     "byol": INDEPENDENT_BYOL,
     "field": INDEPENDENT | {"negatives": {"kind": "field", "num_steps": 1}},
 }

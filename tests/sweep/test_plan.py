@@ -68,7 +68,9 @@ def test_no_point_is_tried_twice_while_there_are_others(plan: Any) -> None:
 
 def test_strengths_at_0_with_another_learning_rate_are_no_baseline() -> None:
     assert is_baseline({**BASELINE, CANDIDATES: 4, "objective.alpha": 2.0})
-    assert not is_baseline({**BASELINE, "schedule.learning_rate": 1e-4})
+    assert is_baseline({**BASELINE, "objective.embedding.negative_weight": 2.0, "objective.predict": {}})
+    for key in ("schedule.learning_rate", "objective.embedding.temperature", "objective.predictor.hidden_dim"):
+        assert not is_baseline({**BASELINE, key: 0.25})
 
 
 def test_every_planned_trial_is_an_experiment_with_its_changes(plan: Any) -> None:
