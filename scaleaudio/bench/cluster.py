@@ -4,7 +4,7 @@ With W GPUs, P trained parameters of 4 bytes, N running statistics, and G keys o
 batch, each GPU sends (ring algorithms):
 
     gradients      2 (W-1)/W 4P        all-reduce; ZeRO 1 and 2 the same (reduce-scatter, then all-gather)
-    statistics     2 (W-1)/W 4N        all-reduce
+    statistics     2 (W-1)/W 4N        all-reduce; also 2 D' numbers where embeddings of D' are contrasted, by lane
     keys, InfoNCE  2 (W-1)/W 4GD       all-gather, both ways round; again in the backward pass when in chunks
     their gradient 4 (W-1)/W 4GD       all-reduce, both ways round
     EMA target     0                   every GPU moves its own
@@ -53,7 +53,8 @@ class Traffic(NamedTuple):
         contrastive = isinstance(objective, InfoNCEConfig)
         return cls(
             sum(4 * p.numel() for p in task.parameters() if p.requires_grad),
-            sum(4 * s.numel() for s in statistics(task)),
+            sum(4 * s.numel() for s in statistics(task))
+            + (8 * task.encoder.embedding_dim if objective.embedding else 0),
             4 * objective.projector.output_dim if contrastive else 0,
             objective.chunk_keys if isinstance(objective, InfoNCEConfig) else 0,
         )
@@ -118,7 +119,8 @@ def _sends(traffic: Traffic, cluster: Assumed, num: int) -> Sends:
     gradient_bytes = 2 * others * traffic.gradients
     key_bytes = (gathers + 4) * others * keys * traffic.key
     statistic_bytes = 2 * others * traffic.statistics
-    key_messages = chunks * (gathers + 2) if traffic.key else 0
+    messages = chunks * (gathers + 2) if in_chunks else 2  # else both ways round travel together
+    key_messages = messages if traffic.key else 0
 
     def ms(num_bytes: float, messages: int) -> float:
         hops = messages * cluster.latency_us * math.log2(num)

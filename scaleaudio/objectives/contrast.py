@@ -10,6 +10,7 @@ positive is pushed no further.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleaudio.objectives.gathered import logsumexp_over_all
-from scaleaudio.objectives.pairs import Gradient, Pairs, gather
+from scaleaudio.objectives.pairs import Against, Gradient, Pairs, gather
 from scaleaudio.types import World
 
 CHUNK_KEYS = 16384
@@ -52,16 +53,20 @@ class Contrast(NamedTuple):
             lane_batch: clips of a lane. With it the other clips are those of the same lane, which needs no other worker
                 and is the same for any number of them; without it they are those of all workers.
         """
-        one = self._one_way(pairs, world, counts, lane_batch)
-        mirrored = pairs._replace(anchor_BD=pairs.positive_BD, positive_BD=pairs.anchor_BD)
-        return 0.5 * (one + self._one_way(mirrored, world, counts, lane_batch)).sum() * world.size / sum(counts)
-
-    def _one_way(self, pairs: Pairs, world: World, counts: list[int], lane_batch: int | None) -> Tensor:
         a_BD, p_BD = F.normalize(pairs.anchor_BD, dim=-1), F.normalize(pairs.positive_BD, dim=-1)
-        against = pairs.against
-        positive_B, logits_BG = self._logits(a_BD, p_BD, world, counts, lane_batch)
+        keys_GD: Sequence[Tensor | None] = (None, None)
+        if lane_batch is None and sum(counts) <= self.chunk_keys:  # both ways' keys travel together
+            keys_GD = gather(torch.cat([p_BD, a_BD], dim=1), world, counts).chunk(2, dim=1)
+        total_B = torch.zeros_like(a_BD[:, 0])
+        for (one_BD, other_BD), key_GD in zip(((a_BD, p_BD), (p_BD, a_BD)), keys_GD, strict=True):
+            positive_B, logits_BG = self._logits(one_BD, other_BD, key_GD, world, counts, lane_batch)
+            total_B = total_B + self._with_negatives(one_BD, pairs.against, positive_B, logits_BG)
+        return 0.5 * total_B.sum() * world.size / sum(counts)
+
+    def _with_negatives(self, a_BD: Tensor, against: Against | None, positive_B: Tensor, logits_BG: Tensor) -> Tensor:
+        """Each anchor's loss (B), its negatives beside the logits of the keys."""
         if against is not None:
-            similarity_MP = against.similarity(pairs.anchor_BD, self.gradient)
+            similarity_MP = against.similarity(a_BD, self.gradient)
             if self.margin is not None:
                 reached_B = self.temperature * positive_B.detach() - self.margin
                 similarity_MP = torch.maximum(similarity_MP, reached_B[against.clip_M][:, None])
@@ -72,19 +77,25 @@ class Contrast(NamedTuple):
         return logits_BG.logsumexp(dim=1) - positive_B
 
     def _logits(
-        self, a_BD: Tensor, p_BD: Tensor, world: World, counts: list[int], lane_batch: int | None
+        self,
+        a_BD: Tensor,
+        p_BD: Tensor,
+        key_GD: Tensor | None,
+        world: World,
+        counts: list[int],
+        lane_batch: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Those of the positives (B), and those of all keys (B, G) or, in chunks, their log-sum-exp (B, 1)."""
+        first = 0
         if lane_batch is not None:
             a_LPD, p_LPD = (z_BD.view(-1, lane_batch, z_BD.shape[1]) for z_BD in (a_BD, p_BD))
             logits_BG = (a_LPD @ p_LPD.mT).flatten(0, 1) / self.temperature
-            first = 0
-        elif sum(counts) > self.chunk_keys:
+        elif key_GD is None:
             positive_B = (a_BD * p_BD).sum(dim=1) / self.temperature
             sum_B = logsumexp_over_all(a_BD, p_BD, self.temperature, world, counts, self.chunk_keys)
             return positive_B, sum_B[:, None]
         else:
-            logits_BG = a_BD @ gather(p_BD, world, counts).T / self.temperature
+            logits_BG = a_BD @ key_GD.T / self.temperature
             first = sum(counts[: world.rank])
         own_B = (torch.arange(len(a_BD), device=a_BD.device) + first) % logits_BG.shape[1]
         return logits_BG.gather(1, own_B[:, None]).squeeze(1), logits_BG

@@ -112,6 +112,10 @@ def test_a_listed_value_that_a_trial_would_refuse_is_named(plan: Any) -> None:
         ({"sweep.searchr": "grid"}, "'sweep.searcher'"),
         ({"sweep.space": {TIME: 0.3}}, f"sweep.space.{TIME} 0.3: expected a list of values, or a range"),
         ({"sweep.space": {TIME: []}}, "expected a list of values"),
+        (
+            {"sweep.space": {"objective.embedding.weight": [0.5, 1.0]}},
+            "baseline would not; set objective.embedding to {}",
+        ),
         ({"sweep.space": {TIME: {"low": 0.4, "high": 0.1}}}, f"sweep.space.{TIME}.low 0.4, high 0.1"),
         ({"sweep.space": {TIME: {"low": 0.1, "hihg": 0.2}}}, f"sweep.space.{TIME}"),
         ({"sweep.space": [TIME]}, "sweep.space"),
