@@ -126,7 +126,7 @@ def draw(
     ):
         _draw_gains(axes, {arm: [100 * gain[task] for gain in differences(scores, arm)] for arm in shown})
         axes.set_title(task, loc="left", fontsize=10, weight="bold")
-        axes.set_xlabel("points above the baseline of the same seed", fontsize=8)
+    above.supxlabel("points of accuracy above the baseline of the same seed", fontsize=8)
     if below is not None:
         panels = below.subplots(1, len(MOTIONS))
         for (axis, motion), axes in zip(MOTIONS, panels, strict=True):
