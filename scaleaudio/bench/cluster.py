@@ -4,7 +4,7 @@ With W GPUs, P trained parameters of 4 bytes, N running statistics, and G keys o
 batch, each GPU sends (ring algorithms):
 
     gradients      2 (W-1)/W 4P        all-reduce; ZeRO 1 and 2 the same (reduce-scatter, then all-gather)
-    statistics     2 (W-1)/W 4N        all-reduce; also 2 D' numbers where embeddings of D' are contrasted, by lane
+    statistics     2 (W-1)/W 4N        all-reduce; also 2 D' of 8 bytes where embeddings of D' are contrasted
     keys, InfoNCE  2 (W-1)/W 4GD       all-gather, both ways round; again in the backward pass when in chunks
     their gradient 4 (W-1)/W 4GD       all-reduce, both ways round
     EMA target     0                   every GPU moves its own
@@ -54,7 +54,7 @@ class Traffic(NamedTuple):
         return cls(
             sum(4 * p.numel() for p in task.parameters() if p.requires_grad),
             sum(4 * s.numel() for s in statistics(task))
-            + (8 * task.encoder.embedding_dim if objective.embedding else 0),
+            + (16 * task.encoder.embedding_dim if objective.embedding else 0),
             4 * objective.projector.output_dim if contrastive else 0,
             objective.chunk_keys if isinstance(objective, InfoNCEConfig) else 0,
         )

@@ -64,11 +64,15 @@ class EmbeddingTerm:
 
 def _standardised(pairs: Pairs, world: World, counts: list[int]) -> Pairs:
     with torch.no_grad():
-        views_NBD = torch.stack([pairs.anchor_BD, pairs.positive_BD])
-        mean_D = _mean(views_NBD.mean(dim=0), world, counts)
-        deviation_D = _mean((views_NBD - mean_D).square().mean(dim=0), world, counts).sqrt()
+        views_ND = torch.cat([pairs.anchor_BD, pairs.positive_BD]).double()  # as squares are subtracted
+        sums_2D = torch.stack([views_ND.sum(dim=0), views_ND.square().sum(dim=0)])
+        if world.size > 1:
+            dist.all_reduce(sums_2D)
+        mean_D, square_D = (sums_2D / (2 * sum(counts))).unbind()
+        deviation_D = (square_D - mean_D.square()).clamp(min=0).sqrt()
         # a dimension that hardly any clip uses does not count for more than the others
         deviation_D = deviation_D.maximum(_LEAST_DEVIATION * deviation_D.mean()).clamp(min=1e-4)
+        mean_D, deviation_D = mean_D.to(pairs.anchor_BD.dtype), deviation_D.to(pairs.anchor_BD.dtype)
 
     def standard(z_D: Tensor) -> Tensor:
         return (z_D - mean_D) / deviation_D
@@ -77,11 +81,3 @@ def _standardised(pairs: Pairs, world: World, counts: list[int]) -> Pairs:
     if against is not None:
         against = against._replace(z_MPD=standard(against.z_MPD))
     return Pairs(standard(pairs.anchor_BD), standard(pairs.positive_BD), against)
-
-
-def _mean(z_BD: Tensor, world: World, counts: list[int]) -> Tensor:
-    """Mean over the clips of all ranks (D)."""
-    sum_D = z_BD.sum(dim=0)
-    if world.size > 1:
-        dist.all_reduce(sum_D)
-    return sum_D / sum(counts)
