@@ -149,6 +149,11 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"data.stall_seconds": 1e300}, "data.stall_seconds 1e+300: input should be less than or equal to 1000000"),
         ({"data.fetch_ahead": 10**6}, "data.fetch_ahead 1000000: input should be less than or equal to 1000"),
         ({"data.lanes": 3}, "data: lanes 3 does not divide global_batch 16"),
+        (
+            {"data.lanes": 16, "views.mixup": None, "objective.embedding": {}},
+            "leave 1 clip a lane: objective.embedding compares with other clips of the lane. Halve data.lanes",
+        ),
+        ({"objective.negative_on": "both"}, "objective.negative_on both: the embeddings are not compared"),
         ({"data.lanes": 16}, "data.lanes 16 of data.global_batch 16 leave 1 clip a lane: mixup needs a partner"),
         ({"negatives.time_strength": 0.05}, "negatives.time_strength 0.05: inside the dead zone"),
         ({"negatives.time_strength": 0.9}, "negatives.time_strength 0.9: time_reversal cannot move patterns that far"),

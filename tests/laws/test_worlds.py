@@ -77,7 +77,9 @@ def test_workers_learn_what_one_worker_learns_and_hand_over_to_it(size: int, tmp
         for part in found:
             torch.testing.assert_close(part[kind][0], loss)
             for name, grad in grads.items():
-                atol = 1e-5 * max(0.1, float(grad.abs().max()))  # standardised embeddings amplify rounding
+                # by standardising, which amplifies rounding
+                amplified = float(grad.abs().max()) if kind == "in the embedding too" else 0.0
+                atol = max(1e-6, 1e-5 * amplified)
                 torch.testing.assert_close(part[kind][1][name], grad, rtol=1e-4, atol=atol, msg=f"{kind} {name}")
         whole = train(World(), kind, tmp_path / f"{kind} alone", 0, N)
         torch.testing.assert_close(found[0][f"{kind} losses"], whole[:K], rtol=1e-4, atol=1e-4)
