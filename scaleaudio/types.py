@@ -14,6 +14,7 @@ so `wave_BT` is a batch of waveforms and `mel_BFS` a batch of spectrograms.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -124,32 +125,31 @@ class Losses(NamedTuple):
 
 
 class Draws:
-    """The random numbers of one step: drawn for the whole global batch, then sliced to this rank's clips.
+    """The random numbers of one step, drawn lane by lane for the lanes of this rank alone.
 
-    Each name has a generator of its own, so that a draw depends on (seed, step, name) alone: not on the number of
-    workers, nor on what else is switched on.
+    Each lane has a generator of its own for each name, so that a draw depends on (seed, step, name, lane): not on the
+    number of workers, nor on what else is switched on; and a rank draws no more than it uses, however many there are.
     """
 
     def __init__(self, seed: int, batch: Batch, device: torch.device) -> None:
         """Draws for the clips of `batch`; results land on `device`."""
-        self._seed = seed
-        self._batch = batch
-        self._slot_B = batch.slot_B
+        self._key = (seed, batch.step)
+        self._lane_batch = batch.lane_batch
+        self._lanes: list[int] = (batch.slot_B[:: batch.lane_batch] // batch.lane_batch).tolist()
+        self._row_M: Tensor | None = None
         self._device = device
 
     def of(self, row_M: Tensor) -> Draws:
         """The same random numbers for some of the clips alone; `row_M` is on the CPU."""
-        some = Draws(self._seed, self._batch, self._device)
-        some._slot_B = self._slot_B[row_M]
+        some = copy.copy(self)
+        some._row_M = row_M if self._row_M is None else self._row_M[row_M]
         return some
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), of shape (B, *shape)."""
-        all_G = torch.rand((self._batch.global_batch, *shape), generator=self._generator(name))
-        return all_G[self._slot_B].to(self._device, non_blocking=True)
-
-    def _generator(self, name: str) -> torch.Generator:
-        return torch.Generator().manual_seed(keyed_seed(self._seed, self._batch.step, name))
+        generators = (torch.Generator().manual_seed(keyed_seed(*self._key, name, lane)) for lane in self._lanes)
+        drawn = torch.cat([torch.rand((self._lane_batch, *shape), generator=generator) for generator in generators])
+        return (drawn if self._row_M is None else drawn[self._row_M]).to(self._device, non_blocking=True)
 
 
 def keyed_seed(*parts: int | str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,15 @@ def mels(num_mels: int = 16, num_frames: int = 31) -> Tensor:
 def test_a_workers_draws_are_its_rows_of_the_whole_batch(size: int) -> None:
     parts = [draws(world=World(rank, size)).uniform("x", 2, 3) for rank in range(size)]
     assert torch.equal(torch.cat(parts), draws().uniform("x", 2, 3))
+
+
+def test_a_lane_draws_the_same_beside_few_others_and_beside_many() -> None:
+    def second_lane(global_batch: int) -> Tensor:
+        part = replace(batch(config()), slot_B=torch.arange(3, 6), global_batch=global_batch, lane_batch=3)
+        return Draws(0, part, torch.device("cpu")).uniform("x", 2)
+
+    assert second_lane(6).shape == (3, 2)
+    assert torch.equal(second_lane(6), second_lane(6_000_000_000))  # so it draws for no lane but its own
 
 
 def test_a_draw_depends_on_seed_step_and_name_and_not_on_what_was_drawn_before() -> None:

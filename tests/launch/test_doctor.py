@@ -200,6 +200,44 @@ def test_on_two_nodes_a_relative_folder_of_runs_is_refused_and_a_shared_one_is_n
         cluster.shutdown()
 
 
+def may_mount() -> bool:
+    """Whether this process may give another one mounts of its own."""
+    return shutil.which("unshare") is not None and subprocess.run(["unshare", "--mount", "true"]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_mount(), reason="needs `unshare --mount`, which root may")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_node_with_a_disk_of_its_own_at_the_folder_of_runs_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second node is a raylet that has another file system mounted there."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray = Path(sys.executable).with_name("ray")
+    start = f"mount -t tmpfs none {tmp_path} && exec {ray} start --address {cluster.address} --num-cpus 1 --block"
+    apart = subprocess.Popen(["unshare", "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while len(cluster.global_state._live_node_ids()) < 2:
+            assert apart.poll() is None and time.monotonic() < end, "the second node did not come"
+            time.sleep(0.5)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        found = list(examine(["scaleaudio.launch.nodes:ray"], Asked(out=str(tmp_path), seconds=60), seconds=170))
+        (failure,) = [one for one in found if one.status == "fail"]
+        assert failure.check == "out" and "another folder than the driver's" in failure.text
+        assert len(failure.facts["nodes"]) == 1 and list(tmp_path.iterdir()) == []
+        (both,) = [one.facts["nodes"] for one in found if one.check == "ray"]
+        assert len(both) == 2 and failure.facts["nodes"][0] in both
+    finally:
+        apart.terminate()
+        apart.wait(60)
+        cluster.shutdown()
+
+
 def test_several_nodes_of_one_machine_have_a_name_each() -> None:
     nodes = [
         {"NodeID": f"{letter}" * 56, "NodeManagerAddress": f"10.0.0.{last}"} for letter, last in ("a1", "b1", "c2")

@@ -186,7 +186,7 @@ def test_whatever_a_run_calls_itself_stays_text(tmp_path: Path) -> None:
         }  # fmt: skip
         assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
         assert sum(tag == "script" and "type" not in a for tag, a in page.elements) == 1
-        assert HOSTILE in page.text and "49" not in page.text
+        assert HOSTILE in page.text and HOSTILE.replace("{{ 7*7 }}", "49") not in page.text
 
 
 def test_values_that_are_not_finite_are_gaps_and_are_counted(run: Path) -> None:
