@@ -30,16 +30,20 @@ def main(
     data: Annotated[str, typer.Option(help="shards to train on")],
     tasks: Annotated[Path, typer.Option(help="folder that holds the labelled folders")],
     out: Annotated[Path, typer.Option(help="folder for encoders and scores")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="of the base")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="of the base")] = None,
     seeds: Annotated[str, typer.Option(help="by comma")] = "0,1,2,3,4",
     arms: Annotated[str | None, typer.Option(help="by comma; default: all, in order")] = None,
     processes: Annotated[int, typer.Option(help="cells at a time, of one thread each")] = 2,
 ) -> None:
     """Train and score every cell that has no score yet."""
+    from scaleaudio.evaluate.tasks import read_labels
+
     tree = read_spec(spec, overrides or [])
     names = arms.split(",") if arms else list(tree["arms"])
     if unknown := [name for name in names if name not in tree["arms"]]:
         raise SystemExit(f"{spec}: no arm {unknown[0]!r}; it has {', '.join(tree['arms'])}")
+    for task in _tasks(tree, str(tasks)):
+        read_labels(task.table_path)  # now, and not after a cell's training
     cells = [(name, int(seed)) for seed in seeds.split(",") for name in names]
     waiting = [cell for cell in cells if not _score_file(out, *cell).exists()]
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them scored")
@@ -71,15 +75,14 @@ def _cell(
 
     torch.set_num_threads(1)
     from scaleaudio import bundle
-    from scaleaudio.evaluate import Task, evaluate
+    from scaleaudio.evaluate import evaluate
 
     config = cell_config(tree, name, seed, data)
     began = time.time()
     encoder, watched = train(config)
     seconds = time.time() - began
     bundle.save(encoder, Path(out) / "encoders" / f"{name}-{seed}")
-    wanted = [Task.model_validate({**task, "folder": str(Path(tasks) / task["folder"])}) for task in tree["tasks"]]
-    results = evaluate({name: encoder}, wanted)
+    results = evaluate({name: encoder}, _tasks(tree, tasks))
     scores = {f"{score.task}/{score.metric}": score.score for score in results.scores}
     row = {
         "arm": name, "seed": seed, "train_seconds": seconds, "scores": scores, "watched": watched,
@@ -90,6 +93,12 @@ def _cell(
     file.with_suffix(".tmp").write_text(json.dumps(row, indent=1))
     file.with_suffix(".tmp").rename(file)
     return name, seed, {key.split("/")[0]: score for key, score in scores.items() if key.endswith(METRIC)}
+
+
+def _tasks(tree: Mapping[str, Any], folder: str) -> list[Any]:
+    from scaleaudio.evaluate import Task
+
+    return [Task.model_validate({**task, "folder": str(Path(folder) / task["folder"])}) for task in tree["tasks"]]
 
 
 def cell_config(tree: Mapping[str, Any], name: str, seed: int, data: str) -> Any:

@@ -1,4 +1,4 @@
-"""A trained encoder on disk, and `load`: torch and torchaudio, with no Ray, DeepSpeed, WebDataset or pyarrow.
+"""A trained encoder on disk, and `load`, which loads no Ray, DeepSpeed, WebDataset or pyarrow.
 
     BUNDLE/config.json         the parts of the config that the encoder needs, and what it was trained on
            model.safetensors   front-end constants and encoder weights

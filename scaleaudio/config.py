@@ -55,7 +55,11 @@ class ProbeConfig(Settings):
 
 
 class LaunchConfig(Settings):
-    """On what the run runs; nothing here changes what is learned, up to rounding."""
+    """On what the run runs.
+
+    Dropout is drawn and batch norm taken per worker, so with them the number of workers has a part in what is learned.
+    Nothing else here has, up to rounding.
+    """
 
     workers: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"],

@@ -43,7 +43,7 @@ def reference(prefix: str = "") -> str:
 
 def part_names() -> list[str]:
     """The dotted names that `reference` knows."""
-    return [*dict.fromkeys(at.name for at in _sections(Config) if at.name), "sweep"]
+    return [*dict.fromkeys(at.name for at in _sections(Config) if at.name), "sweep", "shards build"]
 
 
 def undescribed() -> list[str]:

@@ -167,7 +167,7 @@ class PretrainTask(nn.Module):
             )
 
     def forward(self, batch: Batch) -> Losses:
-        """One step's losses; every random number in it depends on (seed, step) and the clip's slot alone."""
+        """One step's losses; but for dropout, random numbers depend on (seed, step) and the clip's slot alone."""
         device = batch.wave_BT.device
         torch.manual_seed(keyed_seed(self.config.seed, batch.step, self.world.rank, "dropout"))
         draws = Draws(self.config.seed, batch, device)

@@ -1,6 +1,7 @@
 """The command line. Each verb imports what it needs when it runs, so that --help is instant.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong input (one line on stderr, no traceback unless --debug).
+Exit codes: 0 done, 1 failed while running, 2 wrong input (one line on stderr, no traceback unless --debug),
+130 interrupted, 143 after SIGTERM. `pretrain` and `sweep` end with 0 when a first Ctrl-C stopped them in good order.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ app.add_typer(show_app, name="show")
 app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="config keys to set")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="config keys to set")]
 
 
 def _version(asked: bool) -> None:

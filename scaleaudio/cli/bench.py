@@ -34,7 +34,9 @@ def bench_plan(
 def bench_loader(
     url: Annotated[str | None, typer.Option(help="local shards with an index, instead of clips made for it")] = None,
     shards: Annotated[int, typer.Option(min=1, help="how many shards are made")] = 10,
-    workers: Annotated[str, typer.Option(help="numbers of decoding threads and of the others' processes")] = "1,2,4",
+    workers: Annotated[
+        str, typer.Option(help="numbers to try: threads of this stream, processes of the other loaders")
+    ] = "1,2,4",
     crop_seconds: Annotated[float, typer.Option(min=0.01, help="how much of each clip is used")] = 0.96,
     seconds: Annotated[float, typer.Option(min=0.1, help="how long each is measured")] = 4.0,
     repeats: Annotated[int, typer.Option(min=1, help="how often, in turns")] = 3,

@@ -30,7 +30,10 @@ def shards_build(
     src: Annotated[str, typer.Argument(help="folder of audio (with labels.csv, if any), or a CSV or Parquet list")],
     out: Annotated[str, typer.Argument(help="folder for tars and index")],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="build settings, such as min_seconds=0.5")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]", help="build settings, such as min_seconds=0.5; all: show keys 'shards build'"
+        ),
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="keep rows by label column, such as split=train")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="delete an earlier build in OUT")] = False,
@@ -81,7 +84,7 @@ def shards_index(
 
 @shards_app.command("verify")
 def shards_verify(url: Annotated[str, typer.Argument(help="folder with an index.parquet")]) -> None:
-    """Check tars against their index; exit 1 names each damaged shard."""
+    """Check tars against their index; each damaged shard is named, and the exit code is then 1."""
     from scaleaudio.data.shards import num_unchecked, verify
 
     damages = verify(url, progress=sys.stderr.isatty())

@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="exported folder, run folder, checkpoint, or timm:NAME[@WEIGHTS]")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="exported folder, run folder, checkpoint, or timm:NAME, or timm:NAME@FILE with its weights"
+        ),
+    ],
     tasks: Annotated[
-        list[str] | None, typer.Argument(metavar="[TASK]...", help="FOLDER, FOLDER:COLUMN,COLUMN or YAML file")
+        list[str] | None, typer.Argument(metavar="[TASK]", help="FOLDER, FOLDER:COLUMN,COLUMN or YAML file")
     ] = None,
     label: Annotated[str | None, typer.Option(help="column to predict, for tasks that name none")] = None,
     separator: Annotated[
         str, typer.Option(help="what stands between the classes of a clip that may have several, such as ';'")
     ] = "",
     train: Annotated[list[str] | None, typer.Option(help="training rows, such as 'group=v16'")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="test rows")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="test rows, likewise; 'group!=a,b' leaves those out")] = None,
     against: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="another model to compare with; may be repeated")
     ] = None,

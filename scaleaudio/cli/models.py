@@ -65,7 +65,7 @@ def export(
         typer.Option(metavar="USER/NAME", help="also push it to the Hugging Face Hub, which asks for a login"),
     ] = None,
 ) -> None:
-    """Write a self-contained encoder with its model card: `scaleaudio.load(OUT)` needs torch and torchaudio alone."""
+    """Write a self-contained encoder with its model card; `scaleaudio.load(OUT)` loads no Ray and no DeepSpeed."""
     from scaleaudio.config import parse_overrides
     from scaleaudio.export.card import CardNotes
     from scaleaudio.export.folder import export as write

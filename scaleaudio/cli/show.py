@@ -50,7 +50,7 @@ def show_negatives(
 def show_lanes(
     config: ConfigFile,
     overrides: Overrides = None,
-    workers: Annotated[str, typer.Option(help="how many workers, one number after the other")] = "4,3",
+    workers: Annotated[str, typer.Option(help="numbers of workers, one after the other")] = "4,3",
     step: Annotated[int, typer.Option(min=0, help="the first step to draw")] = 0,
     out: Annotated[Path, typer.Option(help="PNG file")] = Path("lanes.png"),
 ) -> None:
@@ -86,7 +86,7 @@ def show_run(
     ] = None,
     out: Annotated[str | None, typer.Option(help="HTML file, folder or URL; default: NAME.html here")] = None,
 ) -> None:
-    """Write a run's page, one HTML file: curves, faults, config; of a run that goes on, on any storage."""
+    """Write a run's page, one HTML file: curves, faults, config; also while it goes on, and from any storage."""
     from rich.progress import Progress
 
     from scaleaudio.data import storage

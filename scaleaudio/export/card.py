@@ -76,7 +76,7 @@ def _what_it_is(encoder: AudioEncoder) -> str:
 def _how_to_load(encoder: AudioEncoder) -> str:
     return (
         "```python\n"
-        "import scaleaudio  # torch and torchaudio are enough\n"
+        "import scaleaudio  # loads neither Ray nor DeepSpeed\n"
         "import torch\n\n"
         'encoder = scaleaudio.load("THIS_FOLDER")\n'
         f"wave_BT = torch.zeros(2, {encoder.sample_rate_hz})  # (clips, samples), mono, in [-1, 1], "
@@ -84,7 +84,7 @@ def _how_to_load(encoder: AudioEncoder) -> str:
         f"embedding_BD = encoder(wave_BT)  # (2, {encoder.embedding_dim})\n"
         f"frames_BSD = encoder.frames(wave_BT)  # (2, frames, {encoder.embedding_dim})\n"
         "```\n\n"
-        "Clips may be 10 ms to 10 minutes long."
+        "Clips may be one sample to 10 minutes long."
     )
 
 

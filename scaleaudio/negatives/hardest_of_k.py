@@ -22,7 +22,7 @@ from scaleaudio.views import Axis, ViewsConfig, dead_zone
 
 
 class HardestOfK(DisplacingSettings):
-    """K random displacements of each anchor; those whose embeddings lie closest to the anchor's are the negatives."""
+    """K random displacements of each anchor; those whose projections lie closest to the anchor's are the negatives."""
 
     kind: Literal["hardest_of_k"] = "hardest_of_k"
     num_candidates: Annotated[int, Field(ge=1, le=64, description="K: displacements drawn for each clip")] = 4

@@ -60,7 +60,11 @@ class SweepConfig(Settings):
         int | None, Field(ge=1, le=MOST_TRIALS, description="besides the baseline; null: 16, or the whole grid")
     ] = None
     grace_steps: Annotated[
-        int | None, Field(ge=1, description="asha's first rung, pbt's interval; null: an eighth of the steps")
+        int | None,
+        Field(
+            ge=1,
+            description="asha's first rung, pbt's interval; null: an eighth of the steps, at least a probe's interval",
+        ),
     ] = None
     reduction_factor: Annotated[
         float, Field(gt=1, description="asha: a rung is this many times the one before, and passes one in so many")
