@@ -56,7 +56,7 @@ def test_every_kind_of_adversary_has_a_gallery(
     negatives: dict[str, object], tiny: Callable[..., Config], batch: Batch, tmp_path: Path
 ) -> None:
     picture = draw(tiny(MEASURED | {"negatives": negatives}), batch, tmp_path / "a.png")
-    assert (np.ptp(picture, axis=-1) > 0.1).mean() > 0.2
+    assert (np.ptp(picture, axis=-1) > 0.1).mean() > 0.1
 
 
 def test_another_clip_is_another_picture(tiny: Callable[..., Config], batch: Batch, tmp_path: Path) -> None:
