@@ -46,7 +46,7 @@ class Sent(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Counts a collective and lets it through."""
         if func.namespace == "c10d":
-            name = func._opname.strip("_")
+            name = func._opname.strip("_").removesuffix("_base")
             given = args[1] if name.startswith("allgather") else args[0]
             size = sum(t.nbytes for t in tree_leaves(given) if isinstance(t, Tensor))
             self.num_bytes[name] = self.num_bytes.get(name, 0) + size

@@ -144,7 +144,8 @@ class Cropper:
         """Has `wanted` decoded into a new batch: what `lanes` give to `step`, lane after lane, clip after clip."""
         crops = self._crops
         slots = np.arange(lanes.start * self._lane_batch, lanes.stop * self._lane_batch, dtype=np.int64)
-        positions_NK = crop_positions(self._seed, step, self._global_batch)[slots].reshape(len(wanted), crops.per_clip)
+        positions_N = crop_positions(self._seed, step, int(slots[0]), len(slots))
+        positions_NK = positions_N.reshape(len(wanted), crops.per_clip)
         # Pinned, the copy to the device overlaps the step before; without a device there is nothing to pin for.
         shape = (len(slots), crops.frames)
         wave_BT = torch.empty(shape, dtype=torch.float32, pin_memory=torch.cuda.is_available())
@@ -208,11 +209,13 @@ class Cropper:
             )
 
 
-def crop_positions(seed: int, step: int, global_batch: int) -> NDArray[np.float64]:
-    """Where each clip of the global batch of `step` is cropped, in [0, 1); the same however many workers there are."""
-    # Raw words: numpy promises their stream for ever, but not that of its distributions.
-    words = np.random.Philox(key=keyed_seed(seed, "crop", step)).random_raw(global_batch)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def crop_positions(seed: int, step: int, first_slot: int, num_slots: int) -> NDArray[np.float64]:
+    """Where those clips of the global batch of `step` are cropped, in [0, 1); alike for any number of workers."""
+    # Raw words: numpy promises their stream for ever, but not that of its distributions. They come in fours.
+    words = np.random.Philox(key=keyed_seed(seed, "crop", step)).advance(first_slot // 4)
+    skipped = first_slot % 4
+    words_N = words.random_raw(skipped + num_slots)[skipped:]
+    return (words_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @contextmanager

@@ -165,8 +165,10 @@ class ShardIndex:
     def only(self, shard: int) -> Self:
         """The index of that shard alone: small enough to be sent along with a task."""
         row = pa.RecordBatch.from_pylist([self.row(shard)._asdict()])
-        num_samples = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
-        return type(self)(self.url, np.asarray([num_samples]), (_packed(row),), (0, 1))
+        return type(self)(self.url, np.asarray([self._num_samples(shard)]), (_packed(row),), (0, 1))
+
+    def _num_samples(self, shard: int) -> int:
+        return int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
 
     def shard_url(self, shard: int) -> str:
         """Where the tar of row `shard` is."""
@@ -183,7 +185,7 @@ class ShardIndex:
         table = read_table(
             url, SAMPLE_SCHEMA, missing=lambda: f"{url}: this sample table, named by {INDEX_NAME}, is missing"
         )
-        expected = int(self.num_samples_per_shard[shard])
+        expected = self._num_samples(shard)
         if len(table) != expected:
             raise InputError(f"{url}: {INDEX_NAME} says {expected} samples, the table has {len(table)}. Index anew")
         _check_complete(url, table, ("key", "member", "offset", "size"))

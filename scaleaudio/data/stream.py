@@ -6,6 +6,7 @@ deadlock). A clip that cannot be used is replaced by one that every worker would
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count, pairwise
@@ -185,6 +186,14 @@ class Stream:
     def remainder(self) -> int:
         """Clips that an epoch of one source leaves out (others in each), fewer than one step's."""
         return self.mixture.num_clips % self.mixture.step_clips
+
+    def narrowed(self, num_clips: int) -> Stream:
+        """The first lanes alone, as many as give a step `num_clips` crops (or all); nothing is read ahead."""
+        few = copy.copy(self)
+        few.lanes = range(min(self.config.lanes, -(-num_clips // self.config.lane_batch)))
+        few.config = self.config.model_copy(update={"read_ahead": 0})
+        few._open = WeakSet()
+        return few
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This worker's part of the batches of step `start_step`, `start_step` + 1, and so on without end.

@@ -343,7 +343,10 @@ class _Run:
     def _probe(self) -> float | None:
         """The score on the labelled folders, by rank 0. A collective: the weights may lie spread over the ranks."""
         began = time.perf_counter()
-        tensors = {name: tensor.cpu() for name, tensor in self._engine.tensors()}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self._engine.tensors():
+            if self._log is not None and name.startswith(("parameter.", "buffer.")):
+                tensors[name] = tensor.cpu()
         if self._log is None:
             return None
         scores = probe(self._config.probe, self._tree, tensors, self.step, self._engine.device)

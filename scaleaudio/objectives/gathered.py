@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
+from scaleaudio.objectives.pairs import rows_of_all
 from scaleaudio.types import World
 
 
@@ -77,9 +77,4 @@ def _counts(counts: list[int], rows: slice) -> list[int]:
 
 
 def _gathered(part_ND: Tensor, world: World, counts: list[int]) -> Tensor:
-    if world.size == 1:
-        return part_ND
-    padded_ND = F.pad(part_ND.contiguous(), (0, 0, 0, max(counts) - len(part_ND)))
-    parts = [torch.empty_like(padded_ND) for _ in counts]
-    dist.all_gather(parts, padded_ND)
-    return torch.cat([part_ND[:count] for part_ND, count in zip(parts, counts, strict=True)])
+    return part_ND if world.size == 1 else rows_of_all(part_ND, counts)

@@ -86,14 +86,27 @@ def gather(keys_BD: Tensor, world: World, counts: list[int]) -> Tensor:
     return gathered
 
 
+def rows_of_all(part_BD: Tensor, counts: list[int]) -> Tensor:
+    """The rows of every rank in order (G), of which this one has `part_BD`; in one message and few operations.
+
+    Ranks may hold different numbers: a gather needs equal ones, so they are padded on the way and cut after it.
+    """
+    most = max(counts)
+    padded_ND = F.pad(part_BD.contiguous(), (0, 0, 0, most - len(part_BD)))
+    all_ND = padded_ND.new_empty((len(counts) * most, part_BD.shape[1]))
+    dist.all_gather_into_tensor(all_ND, padded_ND)
+    if min(counts) == most:
+        return all_ND
+    held = torch.arange(most) < torch.tensor(counts)[:, None]
+    row_G = held.flatten().nonzero().squeeze(1).to(part_BD.device, non_blocking=True)
+    return all_ND.index_select(0, row_G)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys_BD: Tensor, rank: int, counts: list[int]) -> Tensor:
         ctx.rank, ctx.counts = rank, counts
-        padded_ND = F.pad(keys_BD.contiguous(), (0, 0, 0, max(counts) - len(keys_BD)))
-        parts = [torch.empty_like(padded_ND) for _ in counts]
-        dist.all_gather(parts, padded_ND)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return rows_of_all(keys_BD, counts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

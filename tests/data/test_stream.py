@@ -17,7 +17,7 @@ import webdataset
 from pyarrow import fs
 from servers import s3_server
 
-from scaleaudio.data import patience, storage
+from scaleaudio.data import normalise, patience, storage
 from scaleaudio.data.ahead import Feed, Lane, Source, crop_positions, threads
 from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.fingerprint import check_fingerprint
@@ -27,6 +27,7 @@ from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.stream import DataConfig, Stream
 from scaleaudio.errors import InputError
+from scaleaudio.frontend import FrontendConfig
 from scaleaudio.types import Batch, World
 
 RATE_HZ = 8000
@@ -103,7 +104,7 @@ def test_each_row_is_the_crop_of_its_clip_at_the_drawn_position(shards: Path, gl
     for batch in read(stream, 5):
         assert batch.wave_BT.shape == (global_batch, 400) and batch.wave_BT.dtype == torch.float32
         assert batch.key_B == tuple(f"k{number}" for number in stream.mixture.orders[0].samples(batch.step, range(4)))
-        positions = crop_positions(5, batch.step, global_batch)
+        positions = crop_positions(5, batch.step, 0, global_batch)
         for slot, key, wave_T in zip(batch.slot_B, batch.key_B, batch.wave_BT, strict=True):
             wave = ramp(int(key[1:]))
             start = int(positions[slot] * (len(wave) - 400 + 1))
@@ -260,16 +261,40 @@ def test_a_lane_asks_for_its_windows_only_a_little_ahead(shards: Path) -> None:
 
 
 def test_crop_positions_are_uniform_and_new_at_every_step() -> None:
-    positions = np.stack([crop_positions(3, step, 64) for step in range(500)])
+    positions = np.stack([crop_positions(3, step, 0, 64) for step in range(500)])
     assert positions.min() >= 0 and positions.max() < 1
     counts = np.histogram(positions, bins=20, range=(0, 1))[0]
     assert np.abs(counts - 1600).max() < 5 * np.sqrt(1600)
     assert len(np.unique(positions)) == positions.size
-    assert not np.array_equal(crop_positions(3, 0, 64), crop_positions(4, 0, 64))
+    assert not np.array_equal(crop_positions(3, 0, 0, 64), crop_positions(4, 0, 0, 64))
+
+
+@pytest.mark.parametrize("first", range(9))
+def test_a_workers_crop_positions_are_its_part_of_the_whole_batch(first: int) -> None:
+    whole = crop_positions(5, 3, 0, 24)
+    assert np.array_equal(crop_positions(5, 3, first, 7), whole[first : first + 7])
+    assert len(crop_positions(5, 3, 10**12 + first, 7)) == 7  # so none of the others is drawn
+
+
+def test_normalisation_looks_at_some_lanes_of_a_large_batch_and_at_all_of_a_small_one(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = open_stream(shards, global_batch=24, lanes=12)
+    few = stream.narrowed(3)
+    assert len(few.lanes) == 2 and len(stream.lanes) == 12
+    (part,), (whole,) = read(few, 1), read(stream, 1)
+    assert part.key_B == whole.key_B[:4] and torch.equal(part.wave_BT, whole.wave_BT[:4])
+    assert len(stream.narrowed(2048).lanes) == 12
+    monkeypatch.setattr(normalise, "_NUM_CLIPS", 3)
+    wanted = FrontendConfig(sample_rate_hz=RATE_HZ, max_hz=4000, num_mels=8, hop_samples=100)
+    mel_BFS = wanted.build()(part.wave_BT)
+    found = normalise.with_constants(wanted, stream)
+    assert found.mean == pytest.approx(float(mel_BFS.mean()), rel=1e-5)
+    assert found.std == pytest.approx(float(mel_BFS.std(correction=0)), rel=1e-5)
 
 
 def test_crop_positions_are_those_that_saved_checkpoints_count_on() -> None:
-    assert crop_positions(7, 130, 4).tolist() == [
+    assert crop_positions(7, 130, 0, 4).tolist() == [
         0.8848087797454323,
         0.4569170288921658,
         0.2392427995839589,
@@ -392,7 +417,7 @@ def test_several_crops_of_a_clip_are_neighbours_in_one_batch_and_lie_at_places_o
     batches = read(stream, stream.steps_per_epoch)
     for batch in batches:
         assert (batch.global_batch, batch.lane_batch, len(batch.key_B)) == (24, 6, 24)
-        positions = crop_positions(5, batch.step, 24)
+        positions = crop_positions(5, batch.step, 0, 24)
         for key, wave_T, position in zip(batch.key_B, batch.wave_BT, positions, strict=True):
             wave = ramp(int(key[1:]))
             start = int(position * (len(wave) - 400 + 1))
@@ -409,7 +434,7 @@ def test_clips_shorter_than_the_crop_are_repeated_where_the_config_says_so(shard
     config = open_stream(shards).config.model_copy(update={"short_clips": "repeat"})
     stream = Stream(config, ShardIndex.load(str(shards)), seed=5, sample_rate_hz=RATE_HZ, crop_frames=5000)
     batch = read(stream, 1)[0]
-    for key, wave_T, position in zip(batch.key_B, batch.wave_BT.numpy(), crop_positions(5, 0, 12), strict=True):
+    for key, wave_T, position in zip(batch.key_B, batch.wave_BT.numpy(), crop_positions(5, 0, 0, 12), strict=True):
         wave = ramp(int(key[1:]))
         start = int(position * len(wave))
         assert np.array_equal(wave_T, np.tile(wave, 7)[start : start + 5000])
