@@ -195,7 +195,9 @@ def test_neither_stops_nor_fewer_workers_show_in_the_losses(stopped: Ran, undist
     ours, theirs = learned(stopped.url), learned(undisturbed.url)
     assert list(ours) == list(theirs)
     for step, metrics in theirs.items():
-        assert ours[step] == pytest.approx(metrics, rel=1e-4), f"step {step}"
+        for name, value in metrics.items():
+            rel = 1e-3 if name == "grad_norm" else 1e-4  # rounding shows in a gradient's norm before it does in a loss
+            assert ours[step][name] == pytest.approx(value, rel=rel), f"step {step}: {name}"
 
 
 def test_old_checkpoints_are_deleted(stopped: Ran) -> None:
