@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import islice
 
 import torch
@@ -21,15 +22,14 @@ def with_constants(config: FrontendConfig, stream: Stream) -> FrontendConfig:
     if config.mean is not None:
         return config
     frontend = config.build()
-    few = stream.narrowed(_NUM_CLIPS)
-    num_batches = min(stream.steps_per_epoch, -(-_NUM_CLIPS // (len(few.lanes) * stream.config.lane_batch)))
     total, square, count = 0.0, 0.0, 0
-    for batch in islice(few.batches(0), num_batches):
-        with torch.no_grad():
-            mel_BFS = frontend(batch.wave_BT).double()
-        total += mel_BFS.sum().item()
-        square += mel_BFS.square().sum().item()
-        count += mel_BFS.numel()
-    few.close()
+    with closing(stream.narrowed(_NUM_CLIPS)) as few:
+        num_batches = min(stream.steps_per_epoch, -(-_NUM_CLIPS // (len(few.lanes) * stream.config.lane_batch)))
+        for batch in islice(few.batches(0), num_batches):
+            with torch.no_grad():
+                mel_BFS = frontend(batch.wave_BT).double()
+            total += mel_BFS.sum().item()
+            square += mel_BFS.square().sum().item()
+            count += mel_BFS.numel()
     mean = total / count
     return config.model_copy(update={"mean": mean, "std": max(square / count - mean**2, 1e-12) ** 0.5})

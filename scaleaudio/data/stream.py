@@ -188,10 +188,12 @@ class Stream:
         return self.mixture.num_clips % self.mixture.step_clips
 
     def narrowed(self, num_clips: int) -> Stream:
-        """The first lanes alone, as many as give a step `num_clips` crops (or all); nothing is read ahead."""
+        """The first lanes alone, as many as give a step `num_clips` crops (or all); no more is read ahead."""
         few = copy.copy(self)
         few.lanes = range(min(self.config.lanes, -(-num_clips // self.config.lane_batch)))
-        few.config = self.config.model_copy(update={"read_ahead": 0})
+        ahead = -(-num_clips // (len(few.lanes) * self.config.lane_batch)) - 1
+        limits = {name: min(getattr(self.config, name), ahead) for name in ("read_ahead", "fetch_ahead")}
+        few.config = self.config.model_copy(update=limits)
         few._open = WeakSet()
         return few
 

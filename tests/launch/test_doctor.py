@@ -202,7 +202,8 @@ def test_on_two_nodes_a_relative_folder_of_runs_is_refused_and_a_shared_one_is_n
 
 def may_mount() -> bool:
     """Whether this process may give another one mounts of its own."""
-    return shutil.which("unshare") is not None and subprocess.run(["unshare", "--mount", "true"]).returncode == 0
+    words = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
 
 
 @pytest.mark.slow
@@ -234,8 +235,11 @@ def test_a_node_with_a_disk_of_its_own_at_the_folder_of_runs_is_named(
         assert len(both) == 2 and failure.facts["nodes"][0] in both
     finally:
         apart.terminate()
-        apart.wait(60)
-        cluster.shutdown()
+        try:
+            apart.wait(60)
+        finally:
+            apart.kill()
+            cluster.shutdown()
 
 
 def test_several_nodes_of_one_machine_have_a_name_each() -> None:
