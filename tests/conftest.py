@@ -53,7 +53,7 @@ def tiny_tree(shards: Path) -> dict[str, Any]:
         "objective": {"kind": "infonce", "projector": {"hidden_dim": 32, "output_dim": 16, "norm": "layer"}},
         "negatives": {"kind": "hardest_of_k", "frequency_strength": 0.4, "time_strength": 0.4, "num_candidates": 1},
         # Small steps: with larger ones the last bit of a weight can decide a tie, and with it all that follows.
-        "schedule": {"steps": 60, "warmup_steps": 4, "learning_rate": 3e-4},
+        "schedule": {"steps": 60, "warmup_steps": 4, "learning_rate": 1e-4},
         "checkpoint": {"every_steps": 5},
         "launch": {"workers": 2, "report_every_steps": 2},
     }

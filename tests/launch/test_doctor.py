@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import s3_server
@@ -177,27 +179,33 @@ def test_relative_paths_are_failures_where_each_machine_has_its_own(monkeypatch:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_on_two_nodes_a_relative_folder_of_runs_is_refused_and_a_shared_one_is_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that this process asks, and no other node yet."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        cluster.add_node(num_cpus=1)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        found = list(examine(["scaleaudio.launch.nodes:ray"], Asked(out="runs/a", seconds=60), seconds=170))
-        assert [one.text for one in found if one.check == "out"] == [
-            "runs/a: a relative path is another folder on each machine"
-        ]
-        found = list(examine(["scaleaudio.launch.nodes:ray"], Asked(out=str(tmp_path), seconds=60), seconds=170))
-        assert [one for one in found if one.status == "fail"] == [] and list(tmp_path.iterdir()) == []
-    finally:
-        cluster.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    cluster.shutdown()
+
+
+def found_on(out: str) -> list[Finding]:
+    return list(examine(["scaleaudio.launch.nodes:ray"], Asked(out=out, seconds=60), seconds=170))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_on_two_nodes_a_relative_folder_of_runs_is_refused_and_a_shared_one_is_not(
+    cluster: Any, tmp_path: Path
+) -> None:
+    cluster.add_node(num_cpus=1)
+    assert [one.text for one in found_on("runs/a") if one.check == "out"] == [
+        "runs/a: a relative path is another folder on each machine"
+    ]
+    assert [one for one in found_on(str(tmp_path)) if one.status == "fail"] == [] and list(tmp_path.iterdir()) == []
 
 
 def may_mount() -> bool:
@@ -209,15 +217,8 @@ def may_mount() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="needs `unshare --mount`, which root may")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_node_with_a_disk_of_its_own_at_the_folder_of_runs_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_node_with_a_disk_of_its_own_at_the_folder_of_runs_is_named(cluster: Any, tmp_path: Path) -> None:
     """The second node is a raylet that has another file system mounted there."""
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     ray = Path(sys.executable).with_name("ray")
     start = f"mount -t tmpfs none {tmp_path} && exec {ray} start --address {cluster.address} --num-cpus 1 --block"
     apart = subprocess.Popen(["unshare", "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL)
@@ -226,8 +227,7 @@ def test_a_node_with_a_disk_of_its_own_at_the_folder_of_runs_is_named(
         while len(cluster.global_state._live_node_ids()) < 2:
             assert apart.poll() is None and time.monotonic() < end, "the second node did not come"
             time.sleep(0.5)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        found = list(examine(["scaleaudio.launch.nodes:ray"], Asked(out=str(tmp_path), seconds=60), seconds=170))
+        found = found_on(str(tmp_path))
         (failure,) = [one for one in found if one.status == "fail"]
         assert failure.check == "out" and "another folder than the driver's" in failure.text
         assert len(failure.facts["nodes"]) == 1 and list(tmp_path.iterdir()) == []
@@ -239,7 +239,6 @@ def test_a_node_with_a_disk_of_its_own_at_the_folder_of_runs_is_named(
             apart.wait(60)
         finally:
             apart.kill()
-            cluster.shutdown()
 
 
 def test_several_nodes_of_one_machine_have_a_name_each() -> None:

@@ -150,7 +150,7 @@ def test_another_config_is_refused_by_its_keys(undisturbed: Ran, tiny: Callable[
     with pytest.raises(InputError) as refused:
         pretrain(other, undisturbed.url)
     text = str(refused.value)
-    assert "schedule.learning_rate: 0.0003, 0.5" in text and "negatives.num_candidates: 1, 2" in text
+    assert "schedule.learning_rate: 0.0001, 0.5" in text and "negatives.num_candidates: 1, 2" in text
     assert "launch" not in text and "frontend" not in text and "--fresh" in text
 
 
@@ -195,9 +195,7 @@ def test_neither_stops_nor_fewer_workers_show_in_the_losses(stopped: Ran, undist
     ours, theirs = learned(stopped.url), learned(undisturbed.url)
     assert list(ours) == list(theirs)
     for step, metrics in theirs.items():
-        for name, value in metrics.items():
-            rel = 1e-3 if name == "grad_norm" else 1e-4  # rounding shows in a gradient's norm before it does in a loss
-            assert ours[step][name] == pytest.approx(value, rel=rel), f"step {step}: {name}"
+        assert ours[step] == pytest.approx(metrics, rel=1e-4), f"step {step}"
 
 
 def test_old_checkpoints_are_deleted(stopped: Ran) -> None:

@@ -55,8 +55,9 @@ def test_each_family_is_a_column_wider(tiny: Callable[..., Config], batch: Batch
 def test_every_kind_of_adversary_has_a_gallery(
     negatives: dict[str, object], tiny: Callable[..., Config], batch: Batch, tmp_path: Path
 ) -> None:
-    picture = draw(tiny(MEASURED | {"negatives": negatives}), batch, tmp_path / "a.png")
-    assert (np.ptp(picture, axis=-1) > 0.1).mean() > 0.1
+    unfaded = {"negatives": negatives, "views.fader": None}  # a fade can leave most of a view black
+    picture = draw(tiny(MEASURED | unfaded), batch, tmp_path / "a.png")
+    assert (np.ptp(picture, axis=-1) > 0.1).mean() > 0.2
 
 
 def test_another_clip_is_another_picture(tiny: Callable[..., Config], batch: Batch, tmp_path: Path) -> None:
