@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
+from scaleaudio.averaging import GradientMean, Mean
 from scaleaudio.schedule import ema_momentum, learning_rate
 from scaleaudio.task import PretrainTask
 from scaleaudio.types import Batch, Losses, Reject, Settings, World
@@ -173,6 +173,7 @@ class PlainEngine:
         self._max_grad_norm = config.max_grad_norm
         self._optimizer = config.build(task)
         self._trained = [p for p in task.parameters() if p.requires_grad]
+        self._gradients = GradientMean(self._trained, task.world)
 
     def step(self, batch: Batch) -> Stepped:
         """See Engine."""
@@ -186,14 +187,11 @@ class PlainEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(step, schedule)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in self._trained:
-            if parameter.grad is None:  # as DeepSpeed does, so that every trained parameter has its moments
-                parameter.grad = torch.zeros_like(parameter)
-        average([p.grad for p in self._trained if p.grad is not None], self.world)
+        running = Mean(statistics(self.task), self.world)
+        self._gradients.backward(loss)
         grad_norm = nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self._optimizer.step()
-        average(statistics(self.task), self.world)
+        running.finish()
         self.task.update_target(ema_momentum(step, schedule))
         return grad_norm.detach()
 
@@ -237,17 +235,6 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
             mallopt(threshold, 1 << 30)
-
-
-def average(tensors: list[Tensor], world: World) -> None:
-    """Replaces each tensor by its mean over the workers, in one message."""
-    if world.size == 1 or not tensors:
-        return
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat)
-    flat /= world.size
-    for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 def statistics(task: nn.Module) -> list[Tensor]:

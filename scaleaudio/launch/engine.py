@@ -19,9 +19,10 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 
+from scaleaudio.averaging import Mean
 from scaleaudio.schedule import ema_momentum, learning_rate
 from scaleaudio.task import PretrainTask
-from scaleaudio.train import MOMENTS, OptimizerConfig, Stepped, average, buffers, load_weights, placed, statistics
+from scaleaudio.train import MOMENTS, OptimizerConfig, Stepped, buffers, load_weights, placed, statistics
 from scaleaudio.types import Batch
 
 # Would be compiled at run time (half a minute) to save microseconds between workers of one machine.
@@ -66,7 +67,6 @@ class DeepSpeedEngine:
         """See Engine."""
         schedule = self.task.config.schedule
         stepped = self._optimise(batch, learning_rate(batch.step, schedule))
-        average(statistics(self.task), self.world)
         self._update_target(ema_momentum(batch.step, schedule))
         return stepped
 
@@ -103,10 +103,12 @@ class DeepSpeedEngine:
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         losses = engine(batch)
+        running = Mean(statistics(self.task), self.world)
         engine.backward(losses.total)
         grads = [p.grad for p in self.task.parameters() if p.grad is not None] if self._stage == 0 else []
         own_norm = nn.utils.get_total_norm(grads)  # stage 0 clips, and keeps no norm
         engine.step()
+        running.finish()
         grad_norm = own_norm if self._stage == 0 else torch.as_tensor(engine.get_global_grad_norm())
         return Stepped(losses, grad_norm.detach())
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from scaleaudio import checkpoint
+from scaleaudio.averaging import average
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
@@ -30,7 +31,7 @@ from scaleaudio.launch.watchdog import Watchdog
 from scaleaudio.objectives import gather
 from scaleaudio.report.events import fault
 from scaleaudio.report.runlog import RunLog, leave_rejects
-from scaleaudio.train import Engine, PlainEngine, StepReport, average, fit
+from scaleaudio.train import Engine, PlainEngine, StepReport, fit
 from scaleaudio.types import Batch, Reject, World
 
 _COLLAPSED_STD, _COLLAPSED_RANK = 0.05, 2.0

@@ -17,8 +17,9 @@ import torch
 from tiny import INDEPENDENT, INDEPENDENT_BYOL, batches, config
 
 from scaleaudio import checkpoint
+from scaleaudio.averaging import average
 from scaleaudio.task import TaskConfig
-from scaleaudio.train import Engine, OptimizerConfig, PlainEngine, average, fit
+from scaleaudio.train import Engine, OptimizerConfig, PlainEngine, fit
 from scaleaudio.types import World
 
 ENGINES = ("plain", "0", "1", "2", "3")

@@ -15,7 +15,8 @@ from tiny import INDEPENDENT, INDEPENDENT_BYOL, batch, batches, config
 from torch import Tensor
 
 from scaleaudio import checkpoint
-from scaleaudio.train import OptimizerConfig, PlainEngine, average, fit
+from scaleaudio.averaging import average
+from scaleaudio.train import OptimizerConfig, PlainEngine, fit
 from scaleaudio.types import World
 
 KINDS = {
