@@ -28,9 +28,10 @@ def run(file: str, function: str, *, size: int, folder: Path, timeout_seconds: f
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     logs = [folder / f"{function}-{rank}-of-{size}.log" for rank in range(size)]
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     processes = []
     for rank, log in enumerate(logs):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(Path(__file__).parent)}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(paths)}
         with log.open("wb") as out:
             command = [sys.executable, __file__, file, function, str(folder)]
             processes.append(subprocess.Popen(command, env=os.environ | group | place, stdout=out, stderr=out))
