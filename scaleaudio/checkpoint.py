@@ -1,6 +1,6 @@
 """One checkpoint format for every world: any engine, ZeRO stage and number of workers reads what any other wrote.
 
-    RUN/checkpoints/step-00001000/part-00000-of-00002.safetensors   tensors, spread over the ranks
+    RUN/checkpoints/step-00001000/part-00000-of-00002.safetensors   tensors, spread over the ranks that have some
                                   meta.json                         step, config, order fingerprint, part checksums
 
 `meta.json` is written last and makes the checkpoint exist; without it, or with a part that differs from its checksum,
@@ -111,7 +111,13 @@ def save(run_url: str, engine: Engine, meta: Meta, patience_seconds: float = PAT
 def _save_share(url: str, engine: Engine, patience: Patience) -> tuple[Part | None, str | None]:
     """Writes this rank's tensors; gives the part that holds them, where it has any, and why it failed, where it did."""
     world = engine.world
-    own = {n: t.to("cpu").contiguous() for i, (n, t) in enumerate(engine.tensors()) if i % world.size == world.rank}
+    own: dict[str, Tensor] = {}
+    held = [0] * world.size  # bytes: whoever has the least takes the next, so that all have to read about as much
+    for name, tensor in engine.tensors():
+        rank = held.index(min(held))
+        held[rank] += tensor.nbytes
+        if rank == world.rank:
+            own[name] = tensor.to("cpu").contiguous()
     if not own:
         return None, None
     data = safetensors.torch.save(own)
