@@ -169,3 +169,10 @@ def test_empty_parts_of_older_checkpoints_are_read(folder: Path, three: list[dic
     meta["parts"].append({"name": PARTS[2], "num_bytes": len(empty), "sha256": hashlib.sha256(empty).hexdigest()})
     (older / "meta.json").write_text(json.dumps(meta))
     assert same(read(str(folder / "few"))["tensors"], FEW)
+
+
+def test_parts_differ_by_no_more_than_the_largest_tensor(folder: Path, three: list[dict[str, Any]]) -> None:
+    held = [
+        sum(t.nbytes for t in safetensors.torch.load_file(folder / "whole" / NEWEST / name).values()) for name in PARTS
+    ]
+    assert max(held) - min(held) <= max(tensor.nbytes for tensor in three[0]["engine"].values())
