@@ -1,6 +1,6 @@
 """One checkpoint format for every world: any engine, ZeRO stage and number of workers reads what any other wrote.
 
-    RUN/checkpoints/step-00001000/part-00000-of-00002.safetensors   tensors, spread over the ranks
+    RUN/checkpoints/step-00001000/part-00000-of-00002.safetensors   tensors, spread over the ranks that have some
                                   meta.json                         step, config, order fingerprint, part checksums
 
 `meta.json` is written last and makes the checkpoint exist; without it, or with a part that differs from its checksum,
@@ -17,13 +17,15 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import safetensors.torch
-import torch.distributed as dist
+import torch
 from torch import Tensor
 
 from scaleaudio import __version__
+from scaleaudio.collectives import Shared, by_first, to_first
 from scaleaudio.data import storage
 from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.errors import DamageWarning, InputError
@@ -74,6 +76,10 @@ class TornError(OSError):
     """A part that is not the one that meta.json tells of."""
 
 
+class OneSidedError(OSError):
+    """A part that one machine cannot read and another can, which says nothing of the checkpoint."""
+
+
 def save(run_url: str, engine: Engine, meta: Meta, patience_seconds: float = PATIENCE_SECONDS) -> str:
     """Writes a checkpoint after `meta.step` steps and gives its URL. A collective: every rank calls it.
 
@@ -85,23 +91,38 @@ def save(run_url: str, engine: Engine, meta: Meta, patience_seconds: float = PAT
     """
     world, patience = engine.world, Patience(deadline_seconds=patience_seconds)
     url = storage.join(run_url, "checkpoints", f"step-{meta.step:08d}")
-    own = {n: t.to("cpu").contiguous() for i, (n, t) in enumerate(engine.tensors()) if i % world.size == world.rank}
-    data = safetensors.torch.save(own)
-    part = Part(f"part-{world.rank:05d}-of-{world.size:05d}.safetensors", len(data), hashlib.sha256(data).hexdigest())
-    failure = _attempt(storage.join(url, part.name), data, patience)
-    outcomes = _gather((part, failure), world)
-    failures = [failed for _, failed in outcomes if failed]
-    if not failures:
-        if world.rank == 0:
-            whole = asdict(meta) | {"parts": [asdict(part) for part, _ in outcomes]}
-            failure = _attempt(storage.join(url, "meta.json"), json.dumps(whole, indent=1).encode(), patience)
-        failures = list(filter(None, _gather(failure if world.rank == 0 else None, world)))
-    if failures:
+    part, failure = _save_share(url, engine, patience)
+    written = to_first((part, failure), world)
+
+    def commit() -> str | None:
+        if failures := [failed for _, failed in written if failed]:
+            return failures[0]
+        whole = asdict(meta) | {"parts": [asdict(part) for part, _ in written if part]}
+        return _attempt(storage.join(url, "meta.json"), json.dumps(whole, indent=1).encode(), patience)
+
+    if failure := by_first(commit, world):
         if world.rank == 0:
             with suppress(OSError):  # what was begun takes space that may be wanting
                 storage.delete_tree(url)
-        raise OSError(f"{url}: checkpoint not written: {failures[0]}")
+        raise OSError(f"{url}: checkpoint not written: {failure}")
     return url
+
+
+def _save_share(url: str, engine: Engine, patience: Patience) -> tuple[Part | None, str | None]:
+    """Writes this rank's tensors; gives the part that holds them, where it has any, and why it failed, where it did."""
+    world = engine.world
+    own: dict[str, Tensor] = {}
+    held = [0] * world.size  # bytes: whoever has the least takes the next, so that all have to read about as much
+    for name, tensor in engine.tensors():
+        rank = held.index(min(held))
+        held[rank] += tensor.nbytes
+        if rank == world.rank:
+            own[name] = tensor.to("cpu").contiguous()
+    if not own:
+        return None, None
+    data = safetensors.torch.save(own)
+    part = Part(f"part-{world.rank:05d}-of-{world.size:05d}.safetensors", len(data), hashlib.sha256(data).hexdigest())
+    return part, _attempt(storage.join(url, part.name), data, patience)
 
 
 def _attempt(url: str, data: bytes, patience: Patience) -> str | None:
@@ -111,14 +132,6 @@ def _attempt(url: str, data: bytes, patience: Patience) -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def _gather(value: Any, world: World) -> list[Any]:
-    if world.size == 1:
-        return [value]
-    values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
-    return values
 
 
 def list_checkpoints(run_url: str) -> list[str]:
@@ -157,16 +170,44 @@ def read_meta(url: str) -> Meta:
     return Meta(**read | {"parts": tuple(Part(**part) for part in read["parts"])})
 
 
-def read_tensors(url: str, meta: Meta) -> Mapping[str, Tensor]:
-    """All tensors of the checkpoint, checked against their checksums.
+def read_tensors(
+    url: str, meta: Meta, world: World | None = None, device: torch.device | None = None
+) -> Mapping[str, Tensor]:
+    """All tensors of the checkpoint, checked against their checksums. A collective.
+
+    Each rank reads its share of the parts, and a lookup in what is given brings a tensor to `device` on all of them.
 
     Raises:
-        OSError: when a part is missing or differs, or storage does not answer.
+        OSError: on every rank, when a part is missing or differs, or storage does not answer.
     """
-    tensors: dict[str, Tensor] = {}
-    for part in meta.parts:
-        tensors |= safetensors.torch.load(_read_part(url, part))
-    return tensors
+    world = world or World()
+    own, fault = _read_share(url, meta, world)
+    faults = to_first(fault, world)
+    by_first(lambda: _raise_first(url, meta, world, filter(None, faults)), world)
+    return Shared(own, world, device)
+
+
+def _read_share(url: str, meta: Meta, world: World) -> tuple[dict[str, Tensor], tuple[int, Exception] | None]:
+    """The tensors of this rank's parts; and, where that failed, at which part and why."""
+    own: dict[str, Tensor] = {}
+    for number in range(world.rank, len(meta.parts), world.size):
+        try:
+            own |= safetensors.torch.load(_read_part(url, meta.parts[number]))
+        except Exception as error:  # of whatever kind: the other ranks wait to hear of it
+            return {}, (number, error)
+    return own, None
+
+
+def _raise_first(url: str, meta: Meta, world: World, faults: Iterable[tuple[int, Exception]]) -> None:
+    """Raises the first of the faults, once rank 0 has found it too: what one rank says tears no checkpoint."""
+    number, error = min(faults, key=lambda fault: fault[0], default=(0, None))
+    if error is None:
+        return
+    rank = number % world.size
+    if rank != 0 and isinstance(error, TORN) and not _out_of_reach(url, error):
+        _read_part(url, meta.parts[number])
+        raise OneSidedError(f"worker {rank} cannot read what worker 0 can: {type(error).__name__}: {error}")
+    raise error
 
 
 def _read_part(url: str, part: Part) -> bytes:
@@ -187,8 +228,9 @@ def _patiently(url: str, action: Callable[[], Result], num_bytes: int = 0) -> Re
 
 
 def _out_of_reach(url: str, error: Exception) -> bool:
-    """Whether storage did not answer, which says nothing of the checkpoint."""
-    return not storage.is_local(url) and not isinstance(error, TornError) and may_pass(error)
+    """Whether storage did not answer, or not to all, which says nothing of the checkpoint."""
+    unanswered = not storage.is_local(url) and not isinstance(error, TornError) and may_pass(error)
+    return unanswered or isinstance(error, OneSidedError)
 
 
 def newest_meta(run_url: str) -> Meta | None:
@@ -202,24 +244,28 @@ def newest_meta(run_url: str) -> Meta | None:
     return None
 
 
-def newest(run_url: str) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
+def newest(
+    run_url: str, world: World | None = None, device: torch.device | None = None
+) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
     """The newest whole checkpoint with its tensors, and a line for each torn one passed over; None where none is.
 
-    A newer one that was begun and never committed has its line too.
+    A newer one that was begun and never committed has its line too. A collective, and so is each lookup of a tensor,
+    which comes to `device`: rank 0 lists them and reads what they say of themselves, each rank its share of the parts.
 
     Raises:
-        InputError: when there are checkpoints and all are torn.
-        OSError: when storage does not answer.
+        InputError: on every rank, when there are checkpoints and all are torn.
+        OSError: on every rank, when storage does not answer.
     """
+    world = world or World()
     passed: list[str] = []
     torn: list[str] = []
-    for url, committed in reversed(_listed(run_url)):
+    for url, committed in reversed(by_first(lambda: _listed(run_url), world)):
         if not committed:
             passed.append(f"{url}: torn checkpoint passed over (no meta.json: it was begun and never committed)")
             continue
         try:
-            meta = read_meta(url)
-            return meta, read_tensors(url, meta), passed
+            meta = by_first(partial(read_meta, url), world)
+            return meta, read_tensors(url, meta, world, device), passed
         except TORN as error:
             if _out_of_reach(url, error):
                 raise

@@ -73,6 +73,8 @@ class Engine(Protocol):
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Takes over what `tensors()` gave after `step` steps, from any engine, ZeRO stage and number of workers.
 
+        Every rank looks the same names up in the same order, since a lookup may be a collective.
+
         Raises:
             ValueError: when names or shapes differ from this task's.
         """
@@ -210,7 +212,7 @@ class PlainEngine:
             if step > 0 and parameter.requires_grad:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(step), device=self.device),
-                    **{moment: tensors[f"{moment}.{name}"].clone().to(self.device) for moment in MOMENTS},
+                    **{moment: tensors[f"{moment}.{name}"].to(self.device, copy=True) for moment in MOMENTS},
                 }
 
 
@@ -265,6 +267,7 @@ def load_weights(task: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"{sorted(own.keys() ^ given)[0]}. Is it of a run with another encoder or objective?"
         )
     for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise ValueError(f"checkpoint: {name} is {list(tensors[name].shape)}, expected {list(tensor.shape)}")
-        tensor.copy_(tensors[name])
+        found = tensors[name]
+        if found.shape != tensor.shape:
+            raise ValueError(f"checkpoint: {name} is {list(found.shape)}, expected {list(tensor.shape)}")
+        tensor.copy_(found)

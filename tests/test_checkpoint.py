@@ -178,8 +178,8 @@ def test_storage_that_is_away_for_a_while_is_waited_for(
     bucket: str, engine: PlainEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And neither makes a torn checkpoint of a whole one, nor costs the one that is there."""
-    checkpoint.save(bucket, engine, Meta(1, {}, {}))
     bucket = bucket.replace("/one", "/other")
+    checkpoint.save(bucket, engine, Meta(1, {}, {}))
     address, port = re.findall(r"endpoint_override=([\d.]+):(\d+)", bucket)[0]
     with away(int(port)) as behind:
         url = bucket.replace(f"{address}:{port}", f"127.0.0.1:{behind.port}")

@@ -7,8 +7,11 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
+
+from scaleaudio.collectives import any_rank, by_first, to_first
 from scaleaudio.train import Stepped, StepReport, check_finite
-from scaleaudio.types import Losses
+from scaleaudio.types import Losses, World
 
 
 class NotFinite(NamedTuple):
@@ -46,6 +49,14 @@ class Interval:
             "step_seconds": seconds / len(self.steps),
             "data_wait_seconds": sum(report.data_wait_seconds for report in self.steps) / len(self.steps),
         }
+
+    def first_wrong(self, world: World, device: torch.device) -> NotFinite | None:
+        """The first step on any rank that was not finite, the same on every rank. A collective."""
+        found = self.failure()
+        if not any_rank(found is not None, world, device):
+            return None
+        told = to_first(found, world)
+        return by_first(lambda: min(filter(None, told)), world)
 
     def failure(self) -> NotFinite | None:
         """The first step whose loss or gradient is not finite; waits for the device."""

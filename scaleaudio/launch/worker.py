@@ -13,15 +13,14 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from scaleaudio import checkpoint
 from scaleaudio.averaging import average
+from scaleaudio.collectives import by_first, items_to_first
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
-from scaleaudio.errors import InputError
 from scaleaudio.launch.interval import Interval, NotFinite
 from scaleaudio.launch.lease import check_held
 from scaleaudio.launch.probe import check_tasks, is_due, probe
@@ -78,7 +77,7 @@ def _train(settings: dict[str, Any], watchdog: Watchdog) -> None:
         if world.rank == 0:
             check_tasks(config.probe)
     built = _within_memory(config, world, settings["most_workers"])
-    if checkpoint.newest_meta(settings["run_url"]) is not None:  # its weights come from there
+    if by_first(lambda: checkpoint.newest_meta(settings["run_url"]) is not None, world):  # its weights come from there
         built = built.model_copy(update={"init_from": None})
     engine = _engine(built, world, device)
     watchdog.progress()
@@ -142,14 +141,13 @@ class _Run:
         self._rejects: list[tuple[int, Reject]] = []
 
     def resume(self) -> int:
-        found = checkpoint.newest(self._url)
-        steps = self._gather(found[0].step if found else 0)
-        if len(set(steps)) > 1:  # a storage fault that some ranks met and others did not: try again
-            raise OSError(f"{self._url}: the workers read checkpoints of different steps: {steps}")
+        found = checkpoint.newest(self._url, self._engine.world, self._engine.device)
         if found is not None:
             meta, tensors, _ = found
-            if refusal := self._gather(self._refusal(meta))[0]:
-                raise InputError(refusal)
+            # By rank 0: for a fingerprint the whole index is read.
+            by_first(
+                lambda: check_fingerprint(meta.fingerprint, self._stream.fingerprint(), meta.step), self._engine.world
+            )
             self._engine.load(tensors, meta.step)
             self.step = meta.step
         if self._engine.world.rank == 0:
@@ -161,16 +159,6 @@ class _Run:
         for line in self._log.warnings if self._log else []:
             self.post(kind="warning", text=line)
         return self.step
-
-    def _refusal(self, meta: checkpoint.Meta) -> str | None:
-        """Why this stream cannot go on from a checkpoint, by rank 0: for a fingerprint the whole index is read."""
-        if self._engine.world.rank != 0:
-            return None
-        try:
-            check_fingerprint(meta.fingerprint, self._stream.fingerprint(), meta.step)
-        except InputError as error:
-            return str(error)
-        return None
 
     def train(self, start_step: int) -> str | None:
         """Trains to the end; gives the reason where the run had to stop for good."""
@@ -198,7 +186,7 @@ class _Run:
             if not due and not stopping:
                 continue
             # Before anything is written: a checkpoint must not hold what is not finite.
-            if wrong := self._first_wrong(interval):
+            if wrong := interval.first_wrong(self._engine.world, self._engine.device):
                 return self._gone_wrong(wrong)
             if reporting:
                 self._report(report, interval)
@@ -213,7 +201,7 @@ class _Run:
 
     def _without_the_last(self, report: StepReport | None, interval: Interval) -> str | None:
         """Ends a run whose last steps were passed over as one whose last was taken: checked, told, scored, saved."""
-        if wrong := self._first_wrong(interval):
+        if wrong := interval.first_wrong(self._engine.world, self._engine.device):
             return self._gone_wrong(wrong)
         if report is not None and interval.steps:
             self._report(report, interval)
@@ -221,10 +209,6 @@ class _Run:
         self._stepped()
         self._save(self._probe() if is_due(self._config.probe, self.step, saving=True, last=True) else None)
         return None
-
-    def _first_wrong(self, interval: Interval) -> NotFinite | None:
-        """The first step on any rank that was not finite. A collective."""
-        return min(filter(None, self._gather(interval.failure())), default=None)
 
     def _report(self, report: StepReport, interval: Interval) -> None:
         """Logs and tells the newest step's metrics. A collective."""
@@ -302,16 +286,9 @@ class _Run:
             )
         self._collapsed = collapsed
 
-    def _gather(self, value: Any) -> list[Any]:
-        """Every rank's value. A collective."""
-        values = [value] * self._engine.world.size
-        if len(values) > 1:
-            dist.all_gather_object(values, value)
-        return values
-
     def _save(self, score: float | None = None) -> None:
         began = time.perf_counter()
-        rejects = [pair for part in self._gather(self._rejects) for pair in part]
+        rejects = items_to_first(self._rejects, self._engine.world, self._engine.device)
         self._rejects = []
         # Rank 0 alone writes what a checkpoint says of itself, and alone reads the whole index for it.
         fingerprint = self._stream.fingerprint() if self._engine.world.rank == 0 else {}
@@ -330,16 +307,8 @@ class _Run:
 
     def _check_lease(self) -> None:
         """Raises InputError on every rank where another driver has the run now. A collective."""
-        refusal = None
-        if self._engine.world.rank == 0:
-            try:
-                check_held(self._lease)
-            except InputError as error:
-                refusal = str(error)
-            except OSError:
-                pass  # storage that does not answer takes nothing away
-        if refusal := self._gather(refusal)[0]:
-            raise InputError(refusal)
+        with suppress(OSError):  # storage that does not answer takes nothing away
+            by_first(lambda: check_held(self._lease), self._engine.world)
 
     def _probe(self) -> float | None:
         """The score on the labelled folders, by rank 0. A collective: the weights may lie spread over the ranks."""

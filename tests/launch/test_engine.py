@@ -68,7 +68,7 @@ def train(engine: Engine, settings: TaskConfig, start: int, stop: int) -> list[l
 
 def resume(name: str, settings: TaskConfig, world: World, run: Path) -> list[list[float]]:
     engine = make(name, settings, world)
-    found = checkpoint.newest(str(run))
+    found = checkpoint.newest(str(run), world)
     assert found is not None
     engine.load(found[1], found[0].step)
     return train(engine, settings, found[0].step, N)

@@ -43,7 +43,7 @@ def train(world: World, kind: str, run: Path, start: int, stop: int) -> list[Ten
     settings = config(KINDS[kind])
     engine = PlainEngine(settings.build(world), OptimizerConfig())
     if start > 0:
-        found = checkpoint.newest(str(run))
+        found = checkpoint.newest(str(run), world)
         assert found is not None and found[0].step == start
         engine.load(found[1], start)
     losses = [r.stepped.losses.total.detach().clone() for r in fit(engine, batches(settings, start, stop, world))]
