@@ -18,6 +18,7 @@ import torch.distributed as dist
 from scaleaudio import checkpoint
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
+from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.errors import InputError
@@ -72,7 +73,8 @@ def _train(settings: dict[str, Any], watchdog: Watchdog) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     _set_up_torch(config, device)
-    with from_this_node(settings["run_url"]):
+    patience = Patience(deadline_seconds=config.checkpoint.patience_seconds)
+    with from_this_node(settings["run_url"], patience, first=context.get_local_rank() == 0):
         stream = config.build_stream(world)
         if world.rank == 0:
             check_tasks(config.probe)
