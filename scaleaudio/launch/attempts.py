@@ -33,8 +33,6 @@ from scaleaudio.launch.worker import train_worker
 from scaleaudio.report.events import append_events
 from scaleaudio.report.runlog import newest_step
 
-_GATHER_SECONDS = 60.0  # for all workers at the start of a run
-_REGATHER_SECONDS = 10.0  # and after a fault: a machine that lives has freed what the dead held by then
 _TELL_SECONDS = 60.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 120.0
 
@@ -97,7 +95,7 @@ class _Attempts:
         fault = self._driver_lost(self._settings.pop("driver_lost"))
         num_before = 0
         while True:
-            num_workers = 0 if ears.stop_reason else self._await_places(fault, ears)
+            num_workers = 0 if ears.stop_reason else self._await_places(ears)
             if num_workers == 0:
                 return self._end(None, ears.stop_reason)
             if num_before not in (0, num_workers):
@@ -118,7 +116,7 @@ class _Attempts:
         self._show(fault.event())
         return fault
 
-    def _await_places(self, fault: Fault | None, ears: Ears) -> int:
+    def _await_places(self, ears: Ears) -> int:
         launch = self._config.launch
 
         def on_wait(ready: int) -> bool:
@@ -132,7 +130,7 @@ class _Attempts:
             self._per_worker,
             self._fewest,
             self._most,
-            gather_seconds=_GATHER_SECONDS if fault is None and not self._number else _REGATHER_SECONDS,
+            ran_before=self._number > 0,
             wait_seconds=60 * launch.wait_minutes,
             on_wait=on_wait,
         )

@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is printed twice
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
 import ray
+from ray.exceptions import RaySystemError
 
 from scaleaudio.config import LaunchConfig
 from scaleaudio.data import storage
 from scaleaudio.errors import InputError
 
+_KNOCK_SECONDS, _KNOCKS_AT_ONCE = 3.0, 64
 # What a Ray that lives for one run on one machine can do without: each saves processes or seconds at the start.
 _LOCAL = {
     "RAY_AUTH_MODE": "disabled",
@@ -78,10 +82,46 @@ def workers(config: LaunchConfig, num_lanes: int) -> tuple[int, bool]:
 
 def slots(config: LaunchConfig, num_workers: int, use_gpu: bool) -> int:
     """How many runs of `num_workers` workers each the cluster has room for as it is now, at least one."""
-    each = per_worker(config, use_gpu)
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = sum(int(min(has.get(name, 0) / need for name, need in each.items())) for has in machines)
-    return max(1, fitting // num_workers)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return max(1, _fitting(per_worker(config, use_gpu), alive) // num_workers)
+
+
+class Machines:
+    """What the machines have that answer, each knocked at once."""
+
+    def __init__(self, per_worker: dict[str, float]) -> None:
+        """Counts in workers of the resources `per_worker`."""
+        self._per_worker = per_worker
+        self._answers: dict[str, bool] = {}
+
+    def room(self) -> int:
+        """For how many workers there would be room if nobody else were there; a machine that is to go has none.
+
+        From outside of the cluster (ray://) no machine may be in reach: then all count that Ray believes in.
+        """
+        leaving: dict[str, int] = {}
+        with suppress(RaySystemError, AttributeError):  # outside; or a Ray that tells nobody but itself
+            leaving = ray._private.state.state.get_draining_nodes()
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        new = [node for node in nodes if node["NodeID"] not in self._answers]
+        with ThreadPoolExecutor(_KNOCKS_AT_ONCE) as pool:
+            for node, answer in zip(new, pool.map(answers, new), strict=True):
+                self._answers[node["NodeID"]] = answer
+        return _fitting(self._per_worker, [node for node in nodes if self._answers[node["NodeID"]]] or nodes)
+
+
+def _fitting(per_worker: dict[str, float], nodes: list[dict[str, Any]]) -> int:
+    each = [[node["Resources"].get(name, 0) / need for name, need in per_worker.items()] for node in nodes]
+    return sum(int(min(shares)) for shares in each)
+
+
+def answers(node: dict[str, Any]) -> bool:
+    """Whether a machine's raylet takes connections: Ray itself needs half a minute to see that it is gone."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _KNOCK_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_engine(config: LaunchConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +12,10 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, PreemptionError, TrainingFailedError
 
 from scaleaudio.data import storage
+from scaleaudio.launch import cluster as clusters
 from scaleaudio.launch.monitor import Attempt
 from scaleaudio.report.events import Event, FaultName, fault
 
-_KNOCK_SECONDS = 3.0
 _IN_COLLECTIVE = re.compile(r"distributed")
 
 
@@ -118,14 +117,5 @@ def _culprit(hung: list[dict[str, Any]]) -> str:
 
 
 def _node_answers(node_id: str | None) -> bool:
-    """Whether the machine's raylet takes connections: Ray itself needs half a minute to see that it is gone."""
-    for node in ray.nodes():
-        if node["NodeID"] == node_id:
-            if not node["Alive"]:
-                return False
-            try:
-                socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _KNOCK_SECONDS).close()
-            except OSError:
-                return False
-            return True
-    return node_id is None
+    found = [node for node in ray.nodes() if node["NodeID"] == node_id]
+    return all(node["Alive"] and clusters.answers(node) for node in found) if found else node_id is None

@@ -1,7 +1,7 @@
 """What a machine reaches: the shards, and the folder that a run writes to; and by whose clock.
 
-`scaleaudio doctor` asks before a run, and each worker at its start: a folder that only the driver has would otherwise
-be missed hours later, at the first checkpoint.
+`scaleaudio doctor` asks before a run, and one worker of each machine at its start: a folder that only the driver has
+would otherwise be missed hours later, at the first checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from scaleaudio.data import decode, storage
 from scaleaudio.data.index import ShardIndex
-from scaleaudio.data.patience import may_pass
+from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.errors import InputError
 from scaleaudio.launch.apart import Asked, Finding, Status
 from scaleaudio.launch.run_folder import CONFIG
@@ -29,17 +29,24 @@ _CLOCK_WARN_SECONDS, _CLOCK_FAIL_SECONDS = 2.0, 300.0  # object stores refuse wh
 
 
 @contextmanager
-def from_this_node(run_url: str) -> Iterator[None]:
+def from_this_node(run_url: str, patience: Patience, *, first: bool) -> Iterator[None]:
     """Whether a worker sees what the driver sees: the run folder, and what is opened while the block runs.
+
+    Args:
+        run_url: the run folder.
+        patience: how long it is waited for where it fails.
+        first: whether this is the first worker of its machine, which looks at the run folder for all of them. The
+            others need not wait: none comes past the first collective without it, and its failure ends them all.
 
     Raises:
         InputError: naming this machine, and what it does not see or may not write.
         OSError: the same, where it may be gone after a while.
     """
     try:
-        if not _is_seen(storage.join(run_url, CONFIG), _SEEN_SECONDS):
-            raise InputError(f"the run folder {run_url}: what the driver wrote there is not to be seen")
-        written(run_url)
+        if first:
+            if not _is_seen(storage.join(run_url, CONFIG), _SEEN_SECONDS, patience):
+                raise InputError(f"the run folder {run_url}: what the driver wrote there is not to be seen")
+            patience.read(lambda: written(run_url), remote=True)  # each try a file of its own
         yield
     except (InputError, OSError) as error:
         text = f"on node {socket.gethostname()}: {' '.join(str(error).split())}"
@@ -51,10 +58,10 @@ def from_this_node(run_url: str) -> Iterator[None]:
         ) from error
 
 
-def _is_seen(url: str, seconds: float) -> bool:
+def _is_seen(url: str, seconds: float, patience: Patience) -> bool:
     """Whether the driver's file is there in time: a network file system may show it late."""
     end = time.monotonic() + seconds
-    while not storage.exists(url):
+    while not patience.read(lambda: storage.exists(url), remote=True):
         if time.monotonic() > end:
             return False
         time.sleep(1)
@@ -144,7 +151,8 @@ def out(asked: Asked) -> Iterator[Finding]:
     """Whether the folder of runs is the driver's, can be written, read and cleared; and the clock of who keeps it."""
     if asked.out is None:
         return
-    if asked.witness is not None and not _is_seen(asked.witness, min(_SEEN_SECONDS, asked.seconds / 2)):
+    limit = min(_SEEN_SECONDS, asked.seconds / 2)
+    if asked.witness is not None and not _is_seen(asked.witness, limit, Patience(limit, limit)):
         text = f"{asked.out}: another folder than the driver's: what that machine wrote there is not to be seen"
         yield Finding("out", "fail", text, "Give --out a URL (s3://...), or a path that all machines share.")
         return

@@ -19,6 +19,7 @@ from scaleaudio.averaging import average
 from scaleaudio.collectives import by_first, items_to_first
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
+from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.stream import Stream
 from scaleaudio.launch.interval import Interval, NotFinite
@@ -72,7 +73,8 @@ def _train(settings: dict[str, Any], watchdog: Watchdog) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     _set_up_torch(config, device)
-    with from_this_node(settings["run_url"]):
+    patience = Patience(deadline_seconds=config.checkpoint.patience_seconds)
+    with from_this_node(settings["run_url"], patience, first=context.get_local_rank() == 0):
         stream = config.build_stream(world)
         if world.rank == 0:
             check_tasks(config.probe)

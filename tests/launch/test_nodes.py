@@ -73,10 +73,12 @@ def test_a_run_goes_on_with_fewer_machines_and_grows_again_and_the_losses_do_not
     program.wait_for("checkpoint", len(saved) + 1)
 
     drain(cluster, third, 120)
-    program.wait_for("recovery", fault="preempted", workers=1)
+    moved = program.wait_for("recovery", fault="preempted", workers=1)
     (noticed,) = (event for event in program.of_kind("fault") if event["fault"] == "preempted")
     assert "will be taken away in 1" in noticed["what"]
     assert program.of_kind("recovery")[-1]["lost_steps"] == 0
+    for back in (alone, moved):  # nobody waits for a machine that is gone, or will be
+        assert back["breakdown"]["room found"] < 5
 
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(120) == 143, program.said()
