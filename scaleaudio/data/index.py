@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from scaleaudio.data import storage
 from scaleaudio.data.names import check_names, check_unique
+from scaleaudio.data.packed import BLOCK_ROWS, from_malloc, pack, unpack
 from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
 
@@ -58,9 +59,6 @@ SAMPLE_SCHEMA = pa.schema(
 )
 
 
-_BLOCK_ROWS = 1 << 10
-
-
 class ShardRow(NamedTuple):
     """The name of a shard, that of its sample table, and its size."""
 
@@ -82,7 +80,7 @@ class ShardIndex:
 
     url: str
     ends: NDArray[np.int64]
-    blocks: tuple[pa.Buffer, ...]
+    blocks: tuple[bytes, ...]
     starts: tuple[int, ...]
 
     @classmethod
@@ -101,16 +99,14 @@ class ShardIndex:
     def _load(cls, folder: str) -> Self:
         table_url = storage.join(folder, INDEX_NAME)
         counts, blocks, starts, hashes = [np.zeros(0, np.int64)], [], [0], []
-        with _malloc():
+        with from_malloc():
             for batch in _batches(folder, ["num_samples", *ShardRow._fields]):
                 _check_complete(table_url, batch, batch.schema.names)
                 hashes.append(check_names(table_url, starts[-1], batch))
                 counts.append(_counts(batch))
-                blocks.append(_packed(batch))
+                blocks.append(pack(batch.select(ShardRow._fields)))
                 starts.append(starts[-1] + len(batch))
-            check_unique(
-                table_url, hashes, (name for block in blocks for name in _unpacked(block)["shard"].to_pylist())
-            )
+            check_unique(table_url, hashes, (name for block in blocks for name in unpack(block)["shard"].to_pylist()))
         ends = np.concatenate(counts)
         if len(ends) and not (ends.min() > 0 and ends.max() <= MAX_SAMPLES // len(ends)):
             raise InputError(f"{table_url}: num_samples from {ends.min()} to {ends.max()} cannot be. Index anew")
@@ -147,15 +143,26 @@ class ShardIndex:
 
     def _fingerprint(self) -> str:
         digest, counts, blocks = hashlib.sha256(), [np.zeros(0, np.int64)], []
-        with _malloc():
+        with from_malloc():
             for batch in _batches(self.url, ["shard", "num_samples", "num_bytes", "checksum", "samples"]):
                 for row in zip(*(column.to_pylist() for column in batch.columns[:4]), strict=True):
                     digest.update(repr(row).encode())
                 counts.append(_counts(batch))
-                blocks.append(_packed(batch))
+                blocks.append(pack(batch.select(ShardRow._fields)))
         if tuple(blocks) != self.blocks or not np.array_equal(np.cumsum(np.concatenate(counts)), self.ends):
             raise InputError(f"{self.url}: {INDEX_NAME} was replaced while it was in use. Start again")
         return digest.hexdigest()
+
+    @cached_property
+    def version(self) -> str:
+        """Another for each index that was ever made here, also where the data are the same.
+
+        Raises:
+            InputError, OSError: when the index changed since it was loaded, or is not to be had.
+        """
+        url = storage.join(self.url, INDEX_NAME)
+        (entry,) = _patiently(self.url, lambda: storage.stat([url]))
+        return f"{self.fingerprint} {entry and entry.mtime_ns}"
 
     def row(self, shard: int) -> ShardRow:
         """What is known of a shard when it is read."""
@@ -165,7 +172,7 @@ class ShardIndex:
     def only(self, shard: int) -> Self:
         """The index of that shard alone: small enough to be sent along with a task."""
         row = pa.RecordBatch.from_pylist([self.row(shard)._asdict()])
-        return type(self)(self.url, np.asarray([self._num_samples(shard)]), (_packed(row),), (0, 1))
+        return type(self)(self.url, np.asarray([self._num_samples(shard)]), (pack(row),), (0, 1))
 
     def _num_samples(self, shard: int) -> int:
         return int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
@@ -198,7 +205,7 @@ class ShardIndex:
     @cached_property
     def _block(self) -> Callable[[int], Any]:
         """Unpacks a block; the last few are kept."""
-        return lru_cache(maxsize=64)(lambda block: _unpacked(self.blocks[block]).to_struct_array())
+        return lru_cache(maxsize=64)(lambda block: unpack(self.blocks[block]).to_struct_array())
 
 
 def _check_reached(folder: str) -> None:
@@ -228,30 +235,8 @@ def _patiently(folder: str, action: Callable[[], Result]) -> Result:
     return Patience(stall_seconds=120, deadline_seconds=600).read(action, remote=not storage.is_local(folder))
 
 
-@contextmanager
-def _malloc() -> Iterator[None]:
-    """Arrow allocates from malloc meanwhile: what its default pool keeps for later is more than what stays in use."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
 def _counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return np.array(np.from_dlpack(batch["num_samples"]))  # Arrow's own to_numpy imports pandas: 40 MB
-
-
-def _packed(batch: pa.RecordBatch) -> pa.Buffer:
-    rows, sink = batch.select(ShardRow._fields), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
-        stream.write_batch(rows)
-    return sink.getvalue()
-
-
-def _unpacked(block: pa.Buffer) -> pa.RecordBatch:
-    return pa.ipc.open_stream(block).read_next_batch()
 
 
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -261,7 +246,7 @@ def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         table = pq.ParquetFile(file, pre_buffer=False)
         if lacking := [name for name in SHARD_SCHEMA.names if name not in table.schema_arrow.names]:
             raise ValueError(f"no column {', '.join(lacking)}")
-        for batch in table.iter_batches(_BLOCK_ROWS, columns=columns, use_threads=False):
+        for batch in table.iter_batches(BLOCK_ROWS, columns=columns, use_threads=False):
             if len(batch):
                 yield batch.select(columns).cast(_schema(columns))
 
