@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Self, TypeVar
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from scaleaudio.data import storage
 from scaleaudio.data.names import check_names, check_unique
 from scaleaudio.data.packed import BLOCK_ROWS, from_malloc, pack, unpack
+from scaleaudio.data.parquet import as_input_errors, check_complete, read_table, unreadable
 from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
 
@@ -101,7 +101,7 @@ class ShardIndex:
         counts, blocks, starts, hashes = [np.zeros(0, np.int64)], [], [0], []
         with from_malloc():
             for batch in _batches(folder, ["num_samples", *ShardRow._fields]):
-                _check_complete(table_url, batch, batch.schema.names)
+                check_complete(table_url, batch, batch.schema.names)
                 hashes.append(check_names(table_url, starts[-1], batch))
                 counts.append(_counts(batch))
                 blocks.append(pack(batch.select(ShardRow._fields)))
@@ -195,7 +195,7 @@ class ShardIndex:
         expected = self._num_samples(shard)
         if len(table) != expected:
             raise InputError(f"{url}: {INDEX_NAME} says {expected} samples, the table has {len(table)}. Index anew")
-        _check_complete(url, table, ("key", "member", "offset", "size"))
+        check_complete(url, table, ("key", "member", "offset", "size"))
         if len(set(table["offset"].to_pylist())) != len(table):
             raise InputError(
                 f"{url}: two rows have the same offset: a clip would be read twice, and another never. Index anew"
@@ -220,14 +220,7 @@ def _check_reached(folder: str) -> None:
     except (OSError, InputError, pa.ArrowException) as error:
         if isinstance(error, InputError) and not isinstance(error.__cause__, OSError):
             raise
-        raise InputError(_unreadable(url, error)) from error
-
-
-def _unreadable(url: str, error: Exception) -> str:
-    advice = ""
-    if not storage.is_local(url):
-        advice = ". Check the address and the credentials in the environment; for s3:// also AWS_ENDPOINT_URL, region"
-    return f"{url}: cannot be read ({' '.join(str(error).removeprefix(f'{url}: ').split())}){advice}"
+        raise InputError(unreadable(url, error)) from error
 
 
 def _patiently(folder: str, action: Callable[[], Result]) -> Result:
@@ -242,7 +235,7 @@ def _counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Those columns of the folder's index, some rows at a time, read by this thread (see `read_parquet`)."""
     url = storage.join(folder, INDEX_NAME)
-    with _as_input_errors(url, missing=lambda: _advice(folder)), storage.open_input(url) as file:
+    with as_input_errors(url, missing=lambda: _advice(folder)), storage.open_input(url) as file:
         table = pq.ParquetFile(file, pre_buffer=False)
         if lacking := [name for name in SHARD_SCHEMA.names if name not in table.schema_arrow.names]:
             raise ValueError(f"no column {', '.join(lacking)}")
@@ -262,54 +255,6 @@ def span_fault(offset: int, size: int, frames: int | None, num_bytes: int) -> st
     if offset + size > num_bytes:
         return f"its index row lies outside the shard: offset {offset}, size {size}, in a shard of {num_bytes} bytes"
     return None
-
-
-def _check_complete(url: str, table: pa.Table | pa.RecordBatch, columns: Iterable[str]) -> None:
-    for name in columns:
-        if table[name].null_count:
-            raise InputError(f"{url}: {table[name].null_count} rows have no {name}. Make the index anew")
-
-
-def read_table(url: str, schema: pa.Schema, *, missing: Callable[[], str]) -> pa.Table:
-    """The Parquet table at `url`, cast to `schema`.
-
-    Raises:
-        InputError: `missing()` when there is no such file; else naming url and fault.
-    """
-    with _as_input_errors(url, missing):
-        return read_parquet(url).select(schema.names).cast(schema)
-
-
-@contextmanager
-def _as_input_errors(url: str, missing: Callable[[], str]) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(missing()) from None
-    except OSError as error:
-        raise InputError(_unreadable(url, error)) from error
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{url}: not a table of the expected form ({error}). Make the index anew") from error
-
-
-def read_parquet(url: str) -> pa.Table:
-    """The Parquet table at `url`, whatever its columns.
-
-    Read into Arrow's own memory and by this thread: a thread of Arrow's that lets go of Python's memory while the
-    interpreter shuts down ends the process with an abort.
-    """
-    with storage.open_input(url) as file:
-        buffer = file.read_buffer()
-    return pq.read_table(pa.BufferReader(buffer), use_threads=False, pre_buffer=False)
-
-
-def write_table(url: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Writes `rows` as the Parquet table at `url`, atomically."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    storage.write_atomic(url, buffer.getvalue().to_pybytes())
 
 
 def _advice(folder: str) -> str:
