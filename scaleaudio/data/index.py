@@ -104,7 +104,7 @@ class ShardIndex:
                 check_complete(table_url, batch, batch.schema.names)
                 hashes.append(check_names(table_url, starts[-1], batch))
                 counts.append(_counts(batch))
-                blocks.append(pack(batch.select(ShardRow._fields)))
+                blocks.append(_packed(batch))
                 starts.append(starts[-1] + len(batch))
             check_unique(table_url, hashes, (name for block in blocks for name in unpack(block)["shard"].to_pylist()))
         ends = np.concatenate(counts)
@@ -148,7 +148,7 @@ class ShardIndex:
                 for row in zip(*(column.to_pylist() for column in batch.columns[:4]), strict=True):
                     digest.update(repr(row).encode())
                 counts.append(_counts(batch))
-                blocks.append(pack(batch.select(ShardRow._fields)))
+                blocks.append(_packed(batch))
         if tuple(blocks) != self.blocks or not np.array_equal(np.cumsum(np.concatenate(counts)), self.ends):
             raise InputError(f"{self.url}: {INDEX_NAME} was replaced while it was in use. Start again")
         return digest.hexdigest()
@@ -171,7 +171,7 @@ class ShardIndex:
 
     def only(self, shard: int) -> Self:
         """The index of that shard alone: small enough to be sent along with a task."""
-        row = pa.RecordBatch.from_pylist([self.row(shard)._asdict()])
+        row = pa.Table.from_pylist([self.row(shard)._asdict()])
         return type(self)(self.url, np.asarray([self._num_samples(shard)]), (pack(row),), (0, 1))
 
     def _num_samples(self, shard: int) -> int:
@@ -230,6 +230,10 @@ def _patiently(folder: str, action: Callable[[], Result]) -> Result:
 
 def _counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return np.array(np.from_dlpack(batch["num_samples"]))  # Arrow's own to_numpy imports pandas: 40 MB
+
+
+def _packed(batch: pa.RecordBatch) -> bytes:
+    return pack(pa.Table.from_batches([batch.select(ShardRow._fields)]))
 
 
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -10,11 +10,12 @@ import pyarrow as pa
 BLOCK_ROWS = 1 << 10
 
 
-def pack(rows: pa.RecordBatch | pa.Table) -> bytes:
-    """`rows`, compressed, in blocks of BLOCK_ROWS."""
+def pack(table: pa.Table) -> bytes:
+    """The rows of `table`, compressed, in blocks of BLOCK_ROWS."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
-        file.write(rows) if isinstance(rows, pa.RecordBatch) else file.write_table(rows, max_chunksize=BLOCK_ROWS)
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
+        # In one piece first: where the table was cut, a block would end too.
+        file.write_table(table.combine_chunks(), max_chunksize=BLOCK_ROWS)
     return bytes(sink.getvalue())  # a copy: the buffer has room for more
 
 
