@@ -45,7 +45,8 @@ class LoaderScale(Settings):
 def write_clips(folder: str, scale: LoaderScale) -> None:
     """Shards of FLAC clips with their index: ten different tars at most, the others are links to them."""
     from scaleaudio.data.convert import Member
-    from scaleaudio.data.index import INDEX_NAME, SHARD_SCHEMA, write_table
+    from scaleaudio.data.index import INDEX_NAME, SHARD_SCHEMA
+    from scaleaudio.data.parquet import write_table
     from scaleaudio.data.shards import ShardWriter
 
     rows = []

@@ -24,7 +24,8 @@ from rich.progress import Progress
 
 from scaleaudio.data import storage
 from scaleaudio.data.convert import ConvertConfig
-from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SHARD_SCHEMA, write_table
+from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SHARD_SCHEMA
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.sources import AudioFile, Listing, list_audio
 from scaleaudio.data.tars import printable
 from scaleaudio.data.units import Elsewhere, Unit, run_units

@@ -1,8 +1,8 @@
 """What was read from an object store, kept on the local disk for the workers of one machine to share.
 
 A piece is a file of its own, named by what it holds, with a checksum at its end that is checked at each read. It is
-written beside and renamed. So a worker that is killed costs a read, and never leaves a wrong byte. The least recently
-used pieces go first; how much is kept is counted in a file that is locked for the moment that counting takes.
+written beside and renamed. So a worker that is killed costs a read, and never leaves a wrong byte. The pieces unused
+for longest for their size go first; how much is kept is counted in a file that is locked while it is counted.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Cache:
         return data
 
     def put(self, name: str, data: bytes) -> None:
-        """Keeps `data` under `name` where there is room for it, at the cost of the pieces unused for longest."""
+        """Keeps `data` under `name` where there is room for it, at the cost of those unused longest for their size."""
         path, size = self._path(name), len(data) + 4
         if size > self._max_bytes * (1 - FULL_AFTER_EVICTION) or path.exists():
             return
@@ -93,25 +93,28 @@ class Cache:
         """The bytes kept once `size` more are, after an eviction where that would be too much."""
         if total is not None and total + size <= self._max_bytes:
             return total + size
-        pieces = sorted(self._pieces())
+        now = time.time()
+        # Each saves a request, so one of a hundredth of the size (a sample table) may be unused a hundred times longer.
+        pieces = sorted(self._pieces(), key=lambda piece: (piece[0] - now) * piece[1])
         kept = sum(piece_size for _, piece_size, _ in pieces)
         for _, piece_size, path in pieces:
             if kept + size <= self._max_bytes * FULL_AFTER_EVICTION:
                 break
             with suppress(FileNotFoundError):
-                path.unlink()
+                os.unlink(path)
             kept -= piece_size
         return kept + size
 
-    def _pieces(self) -> Iterator[tuple[float, int, Path]]:
+    def _pieces(self) -> Iterator[tuple[float, int, str]]:
         """(last use, size, path) of all that is here, half-written pieces too unless they were left behind."""
-        for path in self._folder.glob("??/*"):
-            with suppress(FileNotFoundError):
-                info = path.stat()
-                if path.suffix != SUFFIX and time.time() - info.st_mtime > STALE_SECONDS:
-                    path.unlink()
-                else:
-                    yield info.st_mtime, info.st_size, path
+        for folder in self._folder.glob("??/"):
+            for entry in os.scandir(folder):  # of 100,000 pieces Path.glob would take three times as long
+                with suppress(FileNotFoundError):
+                    info = entry.stat()
+                    if not entry.name.endswith(SUFFIX) and time.time() - info.st_mtime > STALE_SECONDS:
+                        os.unlink(entry.path)
+                    else:
+                        yield info.st_mtime, info.st_size, entry.path
 
     @contextmanager
     def _counted(self) -> Iterator[IO[bytes]]:

@@ -11,17 +11,18 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from scaleaudio.data.index import ShardIndex, span_fault
+from scaleaudio.data.kept import Kept
 from scaleaudio.data.order import Integers
 from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.data.ranges import Member, advise, read_members
 from scaleaudio.data.storage import is_local
+from scaleaudio.data.tables import SampleTables, rows
 from scaleaudio.errors import DecodeError, InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ Result = TypeVar("Result")
 
 # Of members read ahead from afar and not used yet; beyond that they are read alone, each when its turn comes.
 MAX_HELD_BYTES = 1 << 29
+# Of each source: packed sample tables (some 26 bytes a clip), and shards that stay open.
+MAX_TABLE_BYTES, MAX_OPEN_BYTES = 1 << 25, 1 << 27
 # A shard that could not be reached until the deadline fails at once for so long; then one clip tries again.
 COOL_DOWN_SECONDS = 60.0
 # How the reasons begin that lie with storage, not with the clip.
@@ -45,7 +48,6 @@ class Fetcher:
         self,
         index: ShardIndex,
         chunk_samples: int,
-        num_tables: int = 64,
         *,
         patience: Patience | None = None,
         cache: Cache | None = None,
@@ -56,14 +58,14 @@ class Fetcher:
         Args:
             index: of the shards.
             chunk_samples: neighbouring samples that are read together.
-            num_tables: sample tables (about 100 kB each) that are kept at hand.
             patience: with storage.
             cache: keeps what came from an object store; then whole chunks are read, since the rest is needed too.
             max_held_bytes: read ahead from an object store and not used yet, at most; by default MAX_HELD_BYTES.
         """
         self._index = index
         self._chunk_samples = chunk_samples
-        self._table = lru_cache(maxsize=num_tables)(self._load_table)
+        self._tables = SampleTables(index, cache, MAX_TABLE_BYTES)
+        self._files = Kept[str, Any](MAX_OPEN_BYTES)
         self._failed: set[str] = set()
         self._unreachable: dict[str, tuple[float, str]] = {}  # shard -> not tried before then, and why
         self._patience = patience or Patience()
@@ -129,7 +131,9 @@ class Fetcher:
             if _is_whole(member, member.data):
                 return member.data
         # Alone, and anew where it was read ahead: it may have broken on its way, or in a cache.
-        data = self._patiently(member.shard, member.url, lambda: read_members([member]), member.size)[0]
+        data = self._patiently(
+            member.shard, member.url, lambda: read_members([member], files=self._files), member.size
+        )[0]
         if not _is_whole(member, data):
             raise DecodeError(f"{CHANGED}: the shard changed since it was indexed, or broke")
         return data
@@ -168,10 +172,12 @@ class Fetcher:
         members, neighbours = list(usable.values()), list(within.values())
         num_bytes = sum(member.size for member in neighbours)
         first = members[0]
+
+        def read() -> list[bytes]:
+            return read_members(members, within=neighbours, cache=self._cache, files=self._files)
+
         try:
-            data = self._patiently(
-                first.shard, first.url, lambda: read_members(members, within=neighbours, cache=self._cache), num_bytes
-            )
+            data = self._patiently(first.shard, first.url, read, num_bytes)
         except BaseException:
             self._hold(-sum(member.size for member in members))
             raise
@@ -180,19 +186,15 @@ class Fetcher:
 
     def _members(self, group: Integers) -> list[Member]:
         shard, first = self.place(int(group[0]))
-        rows = self._table(shard).slice(first, int(group[-1] - group[0]) + 1).to_pylist()
         (name, _, num_bytes), url = self._index.row(shard), self._index.shard_url(shard)
-        chosen = [rows[number - group[0]] for number in group]
+        table = self._tables.at_hand(shard) or self._patiently(name, url, lambda: self._tables.fetch(shard))
+        found = rows(table, first, first + int(group[-1] - group[0]) + 1)
+        chosen = [found[number - group[0]] for number in group]
         faults = [span_fault(row["offset"], row["size"], row["frames"], num_bytes) for row in chosen]
         return [
             Member(name, url, **row, shard_bytes=num_bytes, fault=fault)
             for row, fault in zip(chosen, faults, strict=True)
         ]
-
-    def _load_table(self, shard: int) -> pa.Table:
-        columns = ["key", "offset", "size", "frames", "checksum"]
-        name, url = self._index.row(shard).shard, self._index.shard_url(shard)
-        return self._patiently(name, url, lambda: self._index.samples(shard).select(columns))
 
     def _patiently(self, name: str, url: str, action: Callable[[], Result], num_bytes: int = 0) -> Result:
         """action(), tried again after a while; a shard that failed for good is not waited for again."""

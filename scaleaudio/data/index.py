@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Self, TypeVar
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 
 from scaleaudio.data import storage
 from scaleaudio.data.names import check_names, check_unique
+from scaleaudio.data.packed import BLOCK_ROWS, from_malloc, pack, unpack
+from scaleaudio.data.parquet import as_input_errors, check_complete, read_table, unreadable
 from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
 
@@ -58,9 +59,6 @@ SAMPLE_SCHEMA = pa.schema(
 )
 
 
-_BLOCK_ROWS = 1 << 10
-
-
 class ShardRow(NamedTuple):
     """The name of a shard, that of its sample table, and its size."""
 
@@ -82,7 +80,7 @@ class ShardIndex:
 
     url: str
     ends: NDArray[np.int64]
-    blocks: tuple[pa.Buffer, ...]
+    blocks: tuple[bytes, ...]
     starts: tuple[int, ...]
 
     @classmethod
@@ -101,16 +99,14 @@ class ShardIndex:
     def _load(cls, folder: str) -> Self:
         table_url = storage.join(folder, INDEX_NAME)
         counts, blocks, starts, hashes = [np.zeros(0, np.int64)], [], [0], []
-        with _malloc():
+        with from_malloc():
             for batch in _batches(folder, ["num_samples", *ShardRow._fields]):
-                _check_complete(table_url, batch, batch.schema.names)
+                check_complete(table_url, batch, batch.schema.names)
                 hashes.append(check_names(table_url, starts[-1], batch))
                 counts.append(_counts(batch))
                 blocks.append(_packed(batch))
                 starts.append(starts[-1] + len(batch))
-            check_unique(
-                table_url, hashes, (name for block in blocks for name in _unpacked(block)["shard"].to_pylist())
-            )
+            check_unique(table_url, hashes, (name for block in blocks for name in unpack(block)["shard"].to_pylist()))
         ends = np.concatenate(counts)
         if len(ends) and not (ends.min() > 0 and ends.max() <= MAX_SAMPLES // len(ends)):
             raise InputError(f"{table_url}: num_samples from {ends.min()} to {ends.max()} cannot be. Index anew")
@@ -147,7 +143,7 @@ class ShardIndex:
 
     def _fingerprint(self) -> str:
         digest, counts, blocks = hashlib.sha256(), [np.zeros(0, np.int64)], []
-        with _malloc():
+        with from_malloc():
             for batch in _batches(self.url, ["shard", "num_samples", "num_bytes", "checksum", "samples"]):
                 for row in zip(*(column.to_pylist() for column in batch.columns[:4]), strict=True):
                     digest.update(repr(row).encode())
@@ -157,6 +153,17 @@ class ShardIndex:
             raise InputError(f"{self.url}: {INDEX_NAME} was replaced while it was in use. Start again")
         return digest.hexdigest()
 
+    @cached_property
+    def version(self) -> str:
+        """Another for each index that was ever made here, also where the data are the same.
+
+        Raises:
+            InputError, OSError: when the index changed since it was loaded, or is not to be had.
+        """
+        url = storage.join(self.url, INDEX_NAME)
+        (entry,) = _patiently(self.url, lambda: storage.stat([url]))
+        return f"{self.fingerprint} {entry and entry.mtime_ns}"
+
     def row(self, shard: int) -> ShardRow:
         """What is known of a shard when it is read."""
         block = bisect_right(self.starts, shard) - 1
@@ -164,8 +171,8 @@ class ShardIndex:
 
     def only(self, shard: int) -> Self:
         """The index of that shard alone: small enough to be sent along with a task."""
-        row = pa.RecordBatch.from_pylist([self.row(shard)._asdict()])
-        return type(self)(self.url, np.asarray([self._num_samples(shard)]), (_packed(row),), (0, 1))
+        row = pa.Table.from_pylist([self.row(shard)._asdict()])
+        return type(self)(self.url, np.asarray([self._num_samples(shard)]), (pack(row),), (0, 1))
 
     def _num_samples(self, shard: int) -> int:
         return int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
@@ -188,7 +195,7 @@ class ShardIndex:
         expected = self._num_samples(shard)
         if len(table) != expected:
             raise InputError(f"{url}: {INDEX_NAME} says {expected} samples, the table has {len(table)}. Index anew")
-        _check_complete(url, table, ("key", "member", "offset", "size"))
+        check_complete(url, table, ("key", "member", "offset", "size"))
         if len(set(table["offset"].to_pylist())) != len(table):
             raise InputError(
                 f"{url}: two rows have the same offset: a clip would be read twice, and another never. Index anew"
@@ -198,7 +205,7 @@ class ShardIndex:
     @cached_property
     def _block(self) -> Callable[[int], Any]:
         """Unpacks a block; the last few are kept."""
-        return lru_cache(maxsize=64)(lambda block: _unpacked(self.blocks[block]).to_struct_array())
+        return lru_cache(maxsize=64)(lambda block: unpack(self.blocks[block]).to_struct_array())
 
 
 def _check_reached(folder: str) -> None:
@@ -213,14 +220,7 @@ def _check_reached(folder: str) -> None:
     except (OSError, InputError, pa.ArrowException) as error:
         if isinstance(error, InputError) and not isinstance(error.__cause__, OSError):
             raise
-        raise InputError(_unreadable(url, error)) from error
-
-
-def _unreadable(url: str, error: Exception) -> str:
-    advice = ""
-    if not storage.is_local(url):
-        advice = ". Check the address and the credentials in the environment; for s3:// also AWS_ENDPOINT_URL, region"
-    return f"{url}: cannot be read ({' '.join(str(error).removeprefix(f'{url}: ').split())}){advice}"
+        raise InputError(unreadable(url, error)) from error
 
 
 def _patiently(folder: str, action: Callable[[], Result]) -> Result:
@@ -228,40 +228,22 @@ def _patiently(folder: str, action: Callable[[], Result]) -> Result:
     return Patience(stall_seconds=120, deadline_seconds=600).read(action, remote=not storage.is_local(folder))
 
 
-@contextmanager
-def _malloc() -> Iterator[None]:
-    """Arrow allocates from malloc meanwhile: what its default pool keeps for later is more than what stays in use."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
 def _counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return np.array(np.from_dlpack(batch["num_samples"]))  # Arrow's own to_numpy imports pandas: 40 MB
 
 
-def _packed(batch: pa.RecordBatch) -> pa.Buffer:
-    rows, sink = batch.select(ShardRow._fields), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
-        stream.write_batch(rows)
-    return sink.getvalue()
-
-
-def _unpacked(block: pa.Buffer) -> pa.RecordBatch:
-    return pa.ipc.open_stream(block).read_next_batch()
+def _packed(batch: pa.RecordBatch) -> bytes:
+    return pack(pa.Table.from_batches([batch.select(ShardRow._fields)]))
 
 
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Those columns of the folder's index, some rows at a time, read by this thread (see `read_parquet`)."""
     url = storage.join(folder, INDEX_NAME)
-    with _as_input_errors(url, missing=lambda: _advice(folder)), storage.open_input(url) as file:
+    with as_input_errors(url, missing=lambda: _advice(folder)), storage.open_input(url) as file:
         table = pq.ParquetFile(file, pre_buffer=False)
         if lacking := [name for name in SHARD_SCHEMA.names if name not in table.schema_arrow.names]:
             raise ValueError(f"no column {', '.join(lacking)}")
-        for batch in table.iter_batches(_BLOCK_ROWS, columns=columns, use_threads=False):
+        for batch in table.iter_batches(BLOCK_ROWS, columns=columns, use_threads=False):
             if len(batch):
                 yield batch.select(columns).cast(_schema(columns))
 
@@ -277,54 +259,6 @@ def span_fault(offset: int, size: int, frames: int | None, num_bytes: int) -> st
     if offset + size > num_bytes:
         return f"its index row lies outside the shard: offset {offset}, size {size}, in a shard of {num_bytes} bytes"
     return None
-
-
-def _check_complete(url: str, table: pa.Table | pa.RecordBatch, columns: Iterable[str]) -> None:
-    for name in columns:
-        if table[name].null_count:
-            raise InputError(f"{url}: {table[name].null_count} rows have no {name}. Make the index anew")
-
-
-def read_table(url: str, schema: pa.Schema, *, missing: Callable[[], str]) -> pa.Table:
-    """The Parquet table at `url`, cast to `schema`.
-
-    Raises:
-        InputError: `missing()` when there is no such file; else naming url and fault.
-    """
-    with _as_input_errors(url, missing):
-        return read_parquet(url).select(schema.names).cast(schema)
-
-
-@contextmanager
-def _as_input_errors(url: str, missing: Callable[[], str]) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(missing()) from None
-    except OSError as error:
-        raise InputError(_unreadable(url, error)) from error
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{url}: not a table of the expected form ({error}). Make the index anew") from error
-
-
-def read_parquet(url: str) -> pa.Table:
-    """The Parquet table at `url`, whatever its columns.
-
-    Read into Arrow's own memory and by this thread: a thread of Arrow's that lets go of Python's memory while the
-    interpreter shuts down ends the process with an abort.
-    """
-    with storage.open_input(url) as file:
-        buffer = file.read_buffer()
-    return pq.read_table(pa.BufferReader(buffer), use_threads=False, pre_buffer=False)
-
-
-def write_table(url: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Writes `rows` as the Parquet table at `url`, atomically."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    storage.write_atomic(url, buffer.getvalue().to_pybytes())
 
 
 def _advice(folder: str) -> str:

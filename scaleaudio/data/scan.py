@@ -18,14 +18,8 @@ from rich.progress import track
 
 from scaleaudio.data import storage, tars
 from scaleaudio.data.decode import measure
-from scaleaudio.data.index import (
-    INDEX_NAME,
-    MAX_CLIP_BYTES,
-    REJECTS_NAME,
-    SAMPLE_SCHEMA,
-    SHARD_SCHEMA,
-    write_table,
-)
+from scaleaudio.data.index import INDEX_NAME, MAX_CLIP_BYTES, REJECTS_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.patience import Patience
 from scaleaudio.data.shards import crc32_hex, shard_row
 from scaleaudio.data.tars import DamagedTar, Entry, Hashed, printable

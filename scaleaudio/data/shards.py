@@ -25,7 +25,8 @@ from rich.progress import track
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
 from scaleaudio.data.decode import measure
-from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, ShardIndex, span_fault, write_table
+from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, ShardIndex, span_fault
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.patience import Patience
 from scaleaudio.data.tars import Hashed
 from scaleaudio.errors import DecodeError, InputError

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from scaleaudio.data import storage
-from scaleaudio.data.index import read_parquet
+from scaleaudio.data.parquet import read_parquet
 from scaleaudio.errors import InputError
 
 NAME_COLUMNS = ("path", "filename")

@@ -166,6 +166,15 @@ def open_input(url: str) -> Any:
         raise type(error)(f"{url}: {error}") from error
 
 
+def can_stay_open(url: str) -> bool:
+    """Whether a file at `url` may stay open for long, and many threads read it: one in S3 is a name and a size.
+
+    pyarrow asks for the size at each opening, and cannot be told it. Elsewhere an open file holds a connection, or a
+    lock that a read which stalls would keep; or nobody has looked.
+    """
+    return url.lower().startswith("s3://")
+
+
 def read_bytes(url: str) -> bytes:
     """All bytes of the file at `url`."""
     with open_input(url) as file:

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaleaudio.data import storage
-from scaleaudio.data.index import ShardIndex, read_parquet
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.parquet import read_parquet
 from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError, RunFailed
 from scaleaudio.evaluate.corpus import is_passing

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from scaleaudio.data import storage
-from scaleaudio.data.index import read_table, write_table
+from scaleaudio.data.parquet import read_table, write_table
 from scaleaudio.data.patience import Patience
 from scaleaudio.data.rejects import kind_of
 from scaleaudio.errors import InputError

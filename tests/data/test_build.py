@@ -20,7 +20,8 @@ from streams import bytes_of
 from scaleaudio.data import storage
 from scaleaudio.data.build import BuildConfig, BuildSummary, _duplicates, _units, build
 from scaleaudio.data.convert import ConvertConfig, convert
-from scaleaudio.data.index import ShardIndex, read_parquet
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.parquet import read_parquet
 from scaleaudio.data.shards import verify
 from scaleaudio.data.sources import list_audio
 from scaleaudio.data.units import run_units

@@ -141,3 +141,19 @@ def test_workers_that_share_a_cache_and_are_killed_leave_no_wrong_byte_and_no_lo
     assert all(data in (None, random.Random(number).randbytes(9000)) for number, data in enumerate(found))
     assert sum(data is not None for data in found) > 10
     assert kept_bytes(tmp_path) <= 200_000 + 6 * 9004
+
+
+def test_what_is_small_outlasts_what_is_large_as_many_times_longer(tmp_path: Path) -> None:
+    """A sample table saves a request as a chunk does, and takes a hundredth of its room."""
+    cache = Cache(str(tmp_path), 20_000)
+    known: set[Path] = set()
+    ages = {"old table": 90_000, "table": 30_000, "chunk": 3000, "chunk 2": 3000, "chunk 3": 3000}
+    for name, age in ages.items():
+        size = 96 if "table" in name else 1796
+        cache.put(name, content(1, size))
+        (path,) = {*tmp_path.glob("??/*")} - known
+        os.utime(path, (time.time() - age,) * 2)
+        known.add(path)
+    for number in range(9):
+        cache.put(f"{number}", content(number, 1796))
+    assert [name for name in ages if cache.get(name)] == ["table"]

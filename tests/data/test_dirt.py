@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from scaleaudio.data.build import BuildConfig, build
-from scaleaudio.data.index import ShardIndex, read_parquet
+from scaleaudio.data.index import ShardIndex
+from scaleaudio.data.parquet import read_parquet
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.stream import DataConfig, Stream
 from scaleaudio.types import Batch

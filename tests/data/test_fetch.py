@@ -16,7 +16,8 @@ import webdataset
 
 from scaleaudio.data import patience
 from scaleaudio.data.fetch import Fetcher
-from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.rejects import BadDataError
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.shards import verify

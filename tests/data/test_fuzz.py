@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from scaleaudio.data.decode import decode, decode_crop, measure
 from scaleaudio.data.decoders import MIN_RATE_HZ
-from scaleaudio.data.index import REJECTS_NAME, ShardIndex, read_parquet
+from scaleaudio.data.index import REJECTS_NAME, ShardIndex
+from scaleaudio.data.parquet import read_parquet
 from scaleaudio.data.scan import index
 from scaleaudio.errors import DecodeError, InputError
 

@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaleaudio.data import storage
-from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.index import INDEX_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex
+from scaleaudio.data.parquet import write_table
 from scaleaudio.errors import InputError
 
 

@@ -31,7 +31,8 @@ from scaleaudio.data import shards as shards_module
 from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
 from scaleaudio.data.fetch import Fetcher
-from scaleaudio.data.index import SHARD_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.index import SHARD_SCHEMA, ShardIndex
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.patience import Patience, WrongShard
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.shards import _verify_all, verify

@@ -12,15 +12,8 @@ from streams import bytes_of
 
 from scaleaudio.data import storage
 from scaleaudio.data.convert import Member
-from scaleaudio.data.index import (
-    INDEX_NAME,
-    REJECTS_NAME,
-    SAMPLE_SCHEMA,
-    SHARD_SCHEMA,
-    ShardIndex,
-    read_parquet,
-    write_table,
-)
+from scaleaudio.data.index import INDEX_NAME, REJECTS_NAME, SAMPLE_SCHEMA, SHARD_SCHEMA, ShardIndex
+from scaleaudio.data.parquet import read_parquet, write_table
 from scaleaudio.data.scan import index
 from scaleaudio.data.shards import ShardWriter, verify
 from scaleaudio.errors import InputError

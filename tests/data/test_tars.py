@@ -19,7 +19,8 @@ import soundfile
 import webdataset
 from streams import bytes_of
 
-from scaleaudio.data.index import REJECTS_NAME, ShardIndex, read_parquet
+from scaleaudio.data.index import REJECTS_NAME, ShardIndex
+from scaleaudio.data.parquet import read_parquet
 from scaleaudio.data.scan import index
 from scaleaudio.data.shards import verify
 from scaleaudio.errors import InputError

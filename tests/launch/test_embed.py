@@ -26,7 +26,8 @@ import scaleaudio
 from scaleaudio import bundle
 from scaleaudio.config import Config
 from scaleaudio.data.convert import Member
-from scaleaudio.data.index import INDEX_NAME, SHARD_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.index import INDEX_NAME, SHARD_SCHEMA, ShardIndex
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.shards import ShardWriter
 from scaleaudio.errors import InputError, RunFailed
 from scaleaudio.launch.embed import EmbedSummary, embed

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaleaudio.data import patience
-from scaleaudio.data.index import SAMPLE_SCHEMA, ShardIndex, write_table
+from scaleaudio.data.index import SAMPLE_SCHEMA, ShardIndex
+from scaleaudio.data.parquet import write_table
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.stream import DataConfig, Stream
 from scaleaudio.types import Batch, Reject, World

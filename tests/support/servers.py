@@ -39,7 +39,7 @@ class Gate:
     """A TCP server before another one: what it is asked it passes on, unless it stalls.
 
     `stall(n)` lets the next n requests for an object's bytes wait until the gate is closed: those of objects whose name
-    holds `stall_name`.
+    holds `stall_name`. `asked` has method, path and number of bytes of each request.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -52,6 +52,7 @@ class Gate:
         self.stall_name = b""
         self.num_stalled = 0
         self.num_ranges = 0
+        self.asked: list[tuple[str, str, int]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def stall(self, num_requests: int) -> None:
@@ -76,10 +77,22 @@ class Gate:
         with client, socket.create_connection(self._behind) as server, suppress(OSError):
             threading.Thread(target=_pour, args=(server, client), daemon=True).start()
             while data := client.recv(1 << 16):
+                self._note(data)
                 if self._stalls(data):
                     self._closed.wait()
                     return
                 server.sendall(data)
+
+    def num_asked(self, method: str, ending: str) -> int:
+        """How many requests there were for objects whose path ends so."""
+        return sum(asked == method and path.endswith(ending) for asked, path, _ in self.asked)
+
+    def _note(self, request: bytes) -> None:
+        line = re.match(rb"([A-Z]+) ([^ ]*) HTTP", request)
+        if line:
+            span = re.search(rb"\r\nrange: bytes=(\d+)-(\d+)\r\n", request, re.IGNORECASE)
+            num_bytes = int(span[2]) + 1 - int(span[1]) if span else 0
+            self.asked.append((line[1].decode(), line[2].decode(), num_bytes))
 
     def _stalls(self, request: bytes) -> bool:
         if not re.match(rb"GET [^ ]*\.tar", request):
