@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from scaleaudio.types import World
 
-_MOST_BUCKETS, _LEAST_BYTES = 16, 1 << 20
+_MOST_MESSAGES, _LEAST_BYTES = 16, 1 << 20
+
+
+def message_bytes(gradient_bytes: int) -> int:
+    """How large a message of gradients is at least: a MiB, and no more than about 16 of them."""
+    return max(_LEAST_BYTES, gradient_bytes // _MOST_MESSAGES)
 
 
 class Mean:
@@ -84,8 +89,8 @@ class GradientMean:
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The parameters from last to first, in parts of a MiB or more and no more than about 16 parts."""
-    least = max(_LEAST_BYTES, sum(p.nbytes for p in parameters) // _MOST_BUCKETS)
+    """The parameters from last to first, in parts of a message each."""
+    least = message_bytes(sum(p.nbytes for p in parameters))
     found: list[list[nn.Parameter]] = [[]]
     for parameter in reversed(parameters):
         if sum(p.nbytes for p in found[-1]) >= least:

@@ -13,19 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from scaleaudio import __version__
-from scaleaudio.collectives import Shared, by_first, to_first
+from scaleaudio.collectives import Shared, gather_to_rank_0, on_rank_0
 from scaleaudio.data import storage
 from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.errors import DamageWarning, InputError
@@ -35,6 +36,7 @@ from scaleaudio.types import World
 Result = TypeVar("Result")
 
 FORMAT_VERSION = 1
+_ALONE = World()
 _STEP = re.compile(r"step-(\d{8,})(?:\?.*)?$")  # a query may end the URL of an object store
 _META = re.compile(r"/meta\.json(?=\?|$)")
 _FILE = re.compile(r"/[^/?]*(?=\?|$)")  # the last name of a path
@@ -76,6 +78,14 @@ class TornError(OSError):
     """A part that is not the one that meta.json tells of."""
 
 
+class _Fault(NamedTuple):
+    """Why a part could not be read, and where."""
+
+    number: int
+    error: Exception
+    host: str
+
+
 class OneSidedError(OSError):
     """A part that one machine cannot read and another can, which says nothing of the checkpoint."""
 
@@ -92,7 +102,7 @@ def save(run_url: str, engine: Engine, meta: Meta, patience_seconds: float = PAT
     world, patience = engine.world, Patience(deadline_seconds=patience_seconds)
     url = storage.join(run_url, "checkpoints", f"step-{meta.step:08d}")
     part, failure = _save_share(url, engine, patience)
-    written = to_first((part, failure), world)
+    written = gather_to_rank_0((part, failure), world)
 
     def commit() -> str | None:
         if failures := [failed for _, failed in written if failed]:
@@ -100,7 +110,7 @@ def save(run_url: str, engine: Engine, meta: Meta, patience_seconds: float = PAT
         whole = asdict(meta) | {"parts": [asdict(part) for part, _ in written if part]}
         return _attempt(storage.join(url, "meta.json"), json.dumps(whole, indent=1).encode(), patience)
 
-    if failure := by_first(commit, world):
+    if failure := on_rank_0(commit, world):
         if world.rank == 0:
             with suppress(OSError):  # what was begun takes space that may be wanting
                 storage.delete_tree(url)
@@ -171,7 +181,7 @@ def read_meta(url: str) -> Meta:
 
 
 def read_tensors(
-    url: str, meta: Meta, world: World | None = None, device: torch.device | None = None
+    url: str, meta: Meta, world: World = _ALONE, device: torch.device | None = None
 ) -> Mapping[str, Tensor]:
     """All tensors of the checkpoint, checked against their checksums. A collective.
 
@@ -180,33 +190,33 @@ def read_tensors(
     Raises:
         OSError: on every rank, when a part is missing or differs, or storage does not answer.
     """
-    world = world or World()
     own, fault = _read_share(url, meta, world)
-    faults = to_first(fault, world)
-    by_first(lambda: _raise_first(url, meta, world, filter(None, faults)), world)
+    faults = gather_to_rank_0(fault, world)
+    on_rank_0(lambda: _raise_first(url, meta, world, filter(None, faults)), world)
     return Shared(own, world, device)
 
 
-def _read_share(url: str, meta: Meta, world: World) -> tuple[dict[str, Tensor], tuple[int, Exception] | None]:
+def _read_share(url: str, meta: Meta, world: World) -> tuple[dict[str, Tensor], _Fault | None]:
     """The tensors of this rank's parts; and, where that failed, at which part and why."""
     own: dict[str, Tensor] = {}
     for number in range(world.rank, len(meta.parts), world.size):
         try:
             own |= safetensors.torch.load(_read_part(url, meta.parts[number]))
         except Exception as error:  # of whatever kind: the other ranks wait to hear of it
-            return {}, (number, error)
+            return {}, _Fault(number, error, socket.gethostname())
     return own, None
 
 
-def _raise_first(url: str, meta: Meta, world: World, faults: Iterable[tuple[int, Exception]]) -> None:
+def _raise_first(url: str, meta: Meta, world: World, faults: Iterable[_Fault]) -> None:
     """Raises the first of the faults, once rank 0 has found it too: what one rank says tears no checkpoint."""
-    number, error = min(faults, key=lambda fault: fault[0], default=(0, None))
-    if error is None:
+    first = min(faults, key=lambda fault: fault.number, default=None)
+    if first is None:
         return
+    number, error, host = first
     rank = number % world.size
     if rank != 0 and isinstance(error, TORN) and not _out_of_reach(url, error):
         _read_part(url, meta.parts[number])
-        raise OneSidedError(f"worker {rank} cannot read what worker 0 can: {type(error).__name__}: {error}")
+        raise OneSidedError(f"worker {rank} on {host} cannot read what worker 0 can: {type(error).__name__}: {error}")
     raise error
 
 
@@ -245,7 +255,7 @@ def newest_meta(run_url: str) -> Meta | None:
 
 
 def newest(
-    run_url: str, world: World | None = None, device: torch.device | None = None
+    run_url: str, world: World = _ALONE, device: torch.device | None = None
 ) -> tuple[Meta, Mapping[str, Tensor], list[str]] | None:
     """The newest whole checkpoint with its tensors, and a line for each torn one passed over; None where none is.
 
@@ -256,15 +266,14 @@ def newest(
         InputError: on every rank, when there are checkpoints and all are torn.
         OSError: on every rank, when storage does not answer.
     """
-    world = world or World()
     passed: list[str] = []
     torn: list[str] = []
-    for url, committed in reversed(by_first(lambda: _listed(run_url), world)):
+    for url, committed in reversed(on_rank_0(lambda: _listed(run_url), world)):
         if not committed:
             passed.append(f"{url}: torn checkpoint passed over (no meta.json: it was begun and never committed)")
             continue
         try:
-            meta = by_first(partial(read_meta, url), world)
+            meta = on_rank_0(partial(read_meta, url), world)
             return meta, read_tensors(url, meta, world, device), passed
         except TORN as error:
             if _out_of_reach(url, error):

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 _ITEMS_AT_ONCE = 256  # a gather takes W times the memory of the longest list
 
 
-def by_first(action: Callable[[], Result], world: World) -> Result:
+def on_rank_0(action: Callable[[], Result], world: World) -> Result:
     """What `action()` gives on rank 0, on every rank. What it raises there, every rank raises."""
     if world.size == 1:
         return action()
@@ -38,7 +38,7 @@ def by_first(action: Callable[[], Result], world: World) -> Result:
     return result
 
 
-def to_first(value: Result, world: World) -> list[Result]:
+def gather_to_rank_0(value: Result, world: World) -> list[Result]:
     """Every rank's value in rank order on rank 0; nothing on the others."""
     if world.size == 1:
         return [value]
@@ -56,18 +56,18 @@ def any_rank(claim: bool, world: World, device: torch.device) -> bool:
     return bool(some)
 
 
-def items_to_first(items: list[Result], world: World, device: torch.device) -> list[Result]:
+def gather_items(items: list[Result], world: World, device: torch.device) -> list[Result]:
     """The items of all ranks on rank 0, some of each at a time; nothing on the others."""
     gathered: list[Result] = []
     start = 0
     while any_rank(start < len(items), world, device):
-        for part in to_first(items[start : start + _ITEMS_AT_ONCE], world):
+        for part in gather_to_rank_0(items[start : start + _ITEMS_AT_ONCE], world):
             gathered += part
         start += _ITEMS_AT_ONCE
     return gathered
 
 
-class Place(NamedTuple):
+class Held(NamedTuple):
     """What every rank knows of a tensor, and which of them holds it."""
 
     rank: int
@@ -84,8 +84,8 @@ class Shared(Mapping[str, Tensor]):
     def __init__(self, own: Mapping[str, Tensor], world: World, device: torch.device | None = None) -> None:
         """This rank holds `own`, other ranks other names."""
         self._own, self._world, self._device = own, world, device or torch.device("cpu")
-        held = to_first({name: Place(world.rank, t.dtype, t.shape) for name, t in own.items()}, world)
-        self._places = by_first(lambda: {name: place for places in held for name, place in places.items()}, world)
+        held = gather_to_rank_0({name: Held(world.rank, t.dtype, t.shape) for name, t in own.items()}, world)
+        self._places = on_rank_0(lambda: {name: place for places in held for name, place in places.items()}, world)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, once its holder has sent it."""

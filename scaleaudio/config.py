@@ -72,7 +72,9 @@ class LaunchConfig(Settings):
     resize_seconds: Annotated[
         float, Field(ge=0, description="how long fewer workers go on before they make place for more that could be had")
     ] = 300.0
-    wait_minutes: Annotated[float, Field(ge=0, description="how long to wait for min_workers")] = 30.0
+    wait_minutes: Annotated[
+        float, Field(ge=0, description="how long to wait for min_workers, and for more that still come")
+    ] = 30.0
     cpus_per_worker: Annotated[float, Field(gt=0, description="cores that a worker has to itself")] = 1
     engine: Annotated[Literal["deepspeed", "plain"], Field(description="deepspeed, or plain: PyTorch alone")] = (
         "deepspeed"

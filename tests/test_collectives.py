@@ -12,7 +12,7 @@ import ranks
 import torch
 
 from scaleaudio.bench.scaling import Sent
-from scaleaudio.collectives import Shared, any_rank, by_first, items_to_first, to_first
+from scaleaudio.collectives import Shared, any_rank, gather_items, gather_to_rank_0, on_rank_0
 from scaleaudio.errors import InputError
 from scaleaudio.launch.interval import Interval
 from scaleaudio.train import Stepped, StepReport
@@ -53,16 +53,16 @@ def interval(wrong: dict[int, float]) -> Interval:
 def told(world: World, folder: Path) -> dict[str, Any]:
     items = [f"{world.rank}-{number}" for number in range(300 * world.rank)]
     with Sent() as quiet:
-        no_items = items_to_first([], world, CPU)
+        no_items = gather_items([], world, CPU)
         nobody = any_rank(False, world, CPU)
         all_well = interval({}).first_wrong(world, CPU)
     own = dict(list(TENSORS.items())[world.rank :: world.size])
     return {
-        "by first": by_first(lambda: {"step": 3 + world.rank}, world),
-        "raised": raised(lambda: by_first(fail, world)),
-        "to first": to_first(world.rank**2, world),
+        "by first": on_rank_0(lambda: {"step": 3 + world.rank}, world),
+        "raised": raised(lambda: on_rank_0(fail, world)),
+        "to first": gather_to_rank_0(world.rank**2, world),
         "anybody": any_rank(world.rank == 1, world, CPU),
-        "items": items_to_first(items, world, CPU),
+        "items": gather_items(items, world, CPU),
         "wrong": list(interval(WRONG[world.rank]).first_wrong(world, CPU) or []),
         "quiet": [no_items, nobody, all_well, sum(quiet.num_bytes.values())],
         "tensors": looked_up(Shared(own, world)),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,7 +147,9 @@ def test_all_find_and_pass_over_what_one_worker_alone_would(
 def test_what_one_machine_alone_cannot_read_is_no_torn_checkpoint(three: list[dict[str, Any]]) -> None:
     for part in three:
         error = part["mounts"]["error"]
-        assert error.startswith("OneSidedError: worker 2 cannot read what worker 0 can: TornError: ")
+        assert error.startswith(
+            f"OneSidedError: worker 2 on {socket.gethostname()} cannot read what worker 0 can: TornError: "
+        )
         assert f"run/{NEWEST}/{PARTS[2]}" in error
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from scaleaudio.averaging import message_bytes
 from scaleaudio.objectives import InfoNCEConfig
 from scaleaudio.task import PretrainTask
 from scaleaudio.train import statistics
@@ -127,7 +128,7 @@ def _sends(traffic: Traffic, cluster: Assumed, num: int) -> Sends:
         return 1e3 * num_bytes / (1e9 * cluster.gigabytes_per_second) + 1e-3 * hops
 
     apart = ms(key_bytes + statistic_bytes, key_messages + 1)
-    gradient_ms = ms(gradient_bytes, 1)
+    gradient_ms = ms(gradient_bytes, -(-traffic.gradients // message_bytes(traffic.gradients)))
     overlapped = cluster.step_ms + apart + max(0.0, gradient_ms - cluster.step_ms * 2 / 3)
     return Sends(
         num,

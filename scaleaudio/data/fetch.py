@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from scaleaudio.data.index import ShardIndex, span_fault
-from scaleaudio.data.kept import Kept
+from scaleaudio.data.lru import LRU
 from scaleaudio.data.order import Integers
+from scaleaudio.data.packed import unpack_rows
 from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.data.ranges import Member, advise, read_members
 from scaleaudio.data.storage import is_local
-from scaleaudio.data.tables import SampleTables, rows
+from scaleaudio.data.tables import SampleTables
 from scaleaudio.errors import DecodeError, InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Result = TypeVar("Result")
 
 # Of members read ahead from afar and not used yet; beyond that they are read alone, each when its turn comes.
 MAX_HELD_BYTES = 1 << 29
-# Of each source: packed sample tables (some 26 bytes a clip), and shards that stay open.
+# Packed sample tables (some 26 bytes a clip), and shards that stay open.
 MAX_TABLE_BYTES, MAX_OPEN_BYTES = 1 << 25, 1 << 27
 # A shard that could not be reached until the deadline fails at once for so long; then one clip tries again.
 COOL_DOWN_SECONDS = 60.0
@@ -52,6 +53,7 @@ class Fetcher:
         patience: Patience | None = None,
         cache: Cache | None = None,
         max_held_bytes: int | None = None,
+        num_sources: int = 1,
     ) -> None:
         """Reads from `index`.
 
@@ -61,17 +63,18 @@ class Fetcher:
             patience: with storage.
             cache: keeps what came from an object store; then whole chunks are read, since the rest is needed too.
             max_held_bytes: read ahead from an object store and not used yet, at most; by default MAX_HELD_BYTES.
+            num_sources: that share what may be held.
         """
         self._index = index
         self._chunk_samples = chunk_samples
-        self._tables = SampleTables(index, cache, MAX_TABLE_BYTES)
-        self._files = Kept[str, Any](MAX_OPEN_BYTES)
+        self._tables = SampleTables(index, cache, MAX_TABLE_BYTES // num_sources)
+        self._files = LRU[str, Any](MAX_OPEN_BYTES // num_sources)
         self._failed: set[str] = set()
         self._unreachable: dict[str, tuple[float, str]] = {}  # shard -> not tried before then, and why
         self._patience = patience or Patience()
         self._cache = cache
         self._lock = threading.Lock()
-        self._room = MAX_HELD_BYTES if max_held_bytes is None else max_held_bytes
+        self._room = (max_held_bytes or MAX_HELD_BYTES) // num_sources
 
     def stop(self) -> None:
         """Ends all waiting for storage."""
@@ -188,7 +191,7 @@ class Fetcher:
         shard, first = self.place(int(group[0]))
         (name, _, num_bytes), url = self._index.row(shard), self._index.shard_url(shard)
         table = self._tables.at_hand(shard) or self._patiently(name, url, lambda: self._tables.fetch(shard))
-        found = rows(table, first, first + int(group[-1] - group[0]) + 1)
+        found = unpack_rows(table, first, first + int(group[-1] - group[0]) + 1)
         chosen = [found[number - group[0]] for number in group]
         faults = [span_fault(row["offset"], row["size"], row["frames"], num_bytes) for row in chosen]
         return [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Self, TypeVar
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from scaleaudio.data import storage
 from scaleaudio.data.names import check_names, check_unique
-from scaleaudio.data.packed import BLOCK_ROWS, from_malloc, pack, unpack
+from scaleaudio.data.packed import BLOCK_ROWS, pack, unpack
 from scaleaudio.data.parquet import as_input_errors, check_complete, read_table, unreadable
 from scaleaudio.data.patience import Patience
 from scaleaudio.errors import InputError
@@ -99,7 +100,7 @@ class ShardIndex:
     def _load(cls, folder: str) -> Self:
         table_url = storage.join(folder, INDEX_NAME)
         counts, blocks, starts, hashes = [np.zeros(0, np.int64)], [], [0], []
-        with from_malloc():
+        with _from_malloc():
             for batch in _batches(folder, ["num_samples", *ShardRow._fields]):
                 check_complete(table_url, batch, batch.schema.names)
                 hashes.append(check_names(table_url, starts[-1], batch))
@@ -143,7 +144,7 @@ class ShardIndex:
 
     def _fingerprint(self) -> str:
         digest, counts, blocks = hashlib.sha256(), [np.zeros(0, np.int64)], []
-        with from_malloc():
+        with _from_malloc():
             for batch in _batches(self.url, ["shard", "num_samples", "num_bytes", "checksum", "samples"]):
                 for row in zip(*(column.to_pylist() for column in batch.columns[:4]), strict=True):
                     digest.update(repr(row).encode())
@@ -154,15 +155,16 @@ class ShardIndex:
         return digest.hexdigest()
 
     @cached_property
-    def version(self) -> str:
-        """Another for each index that was ever made here, also where the data are the same.
-
-        Raises:
-            InputError, OSError: when the index changed since it was loaded, or is not to be had.
-        """
+    def version(self) -> str | None:
+        """Tells this index from those made here before and after it; None where storage tells no times."""
         url = storage.join(self.url, INDEX_NAME)
         (entry,) = _patiently(self.url, lambda: storage.stat([url]))
-        return f"{self.fingerprint} {entry and entry.mtime_ns}"
+        if entry is None or not entry.mtime_ns:
+            return None
+        digest = hashlib.sha256(self.ends.tobytes())
+        for block in self.blocks:
+            digest.update(block)
+        return f"{digest.hexdigest()} {entry.mtime_ns}"
 
     def row(self, shard: int) -> ShardRow:
         """What is known of a shard when it is read."""
@@ -226,6 +228,17 @@ def _check_reached(folder: str) -> None:
 def _patiently(folder: str, action: Callable[[], Result]) -> Result:
     # The index of a million shards is tens of megabytes, and there is no run without it.
     return Patience(stall_seconds=120, deadline_seconds=600).read(action, remote=not storage.is_local(folder))
+
+
+@contextmanager
+def _from_malloc() -> Iterator[None]:
+    """Arrow allocates from malloc meanwhile: what its default pool keeps for later is more than what stays in use."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _counts(batch: pa.RecordBatch) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from scaleaudio.data.storage import can_stay_open, open_input, open_url
 
 if TYPE_CHECKING:
     from scaleaudio.data.cache import Cache
-    from scaleaudio.data.kept import Kept
+    from scaleaudio.data.lru import LRU
 
 # Bytes between two members (a .json, or the picture beside the sound in someone else's tar) that cost less to read
 # than a further request does.
@@ -61,7 +61,7 @@ def read_members(
     *,
     within: list[Member] | None = None,
     cache: Cache | None = None,
-    files: Kept[str, Any] | None = None,
+    files: LRU[str, Any] | None = None,
 ) -> list[bytes]:
     """The bytes of `members` of one file, neighbours by a read in common, which `cache` keeps.
 
@@ -87,7 +87,7 @@ def read_members(
 
 
 @contextmanager
-def _opened(members: list[Member], files: Kept[str, Any] | None) -> Iterator[Any]:
+def _opened(members: list[Member], files: LRU[str, Any] | None) -> Iterator[Any]:
     """The file of `members`; with checksums, which tell whether it is still the same, it stays open in `files`."""
     url = members[0].url
     if files is None or not can_stay_open(url) or any(member.checksum is None for member in members):

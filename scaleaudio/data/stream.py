@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from scaleaudio.data.addresses import check_no_credentials
 from scaleaudio.data.ahead import Cropper, Crops, Feed, Lane, Pending, Source, threads
 from scaleaudio.data.decode import ShortClips
-from scaleaudio.data.fetch import MAX_HELD_BYTES, Fetcher
+from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.mixture import PhaseConfig, make_mixture
 from scaleaudio.data.order import ORDER_VERSION
@@ -125,8 +125,8 @@ class DataConfig(Settings):
 
             cache = Cache(self.cache_dir, int(self.cache_gb * 1e9))
         patience = Patience(self.stall_seconds, self.read_deadline_seconds)
-        held = MAX_HELD_BYTES // len(self.urls)
-        return Fetcher(index, self.chunk_samples, patience=patience, cache=cache, max_held_bytes=held)
+        num_sources = len(self.urls)
+        return Fetcher(index, self.chunk_samples, patience=patience, cache=cache, num_sources=num_sources)
 
 
 class Stream:

@@ -6,10 +6,10 @@ a chunk takes of one is some 26 bytes a clip, packed: so little that memory, or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scaleaudio.data.kept import Kept
-from scaleaudio.data.packed import BLOCK_ROWS, pack, unpack
+from scaleaudio.data.lru import LRU
+from scaleaudio.data.packed import pack
 from scaleaudio.data.storage import is_local
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ class SampleTables:
         """Holds tables of at most `max_bytes` together in memory.
 
         Raises:
-            InputError, OSError: when there is a cache, and the index's version cannot be told.
+            OSError: when there is a cache, and storage does not answer.
         """
         self._index = index
-        self._cache = None if is_local(index.url) else cache
-        self._version = "" if self._cache is None else index.version
-        self._kept = Kept[int, bytes](max_bytes)
+        self._version = None if cache is None or is_local(index.url) else index.version
+        self._cache = cache if self._version else None
+        self._kept = LRU[int, bytes](max_bytes)
 
     def at_hand(self, shard: int) -> bytes | None:
         """The packed table of a shard, where no storage needs to be asked for it."""
@@ -54,14 +54,3 @@ class SampleTables:
 
     def _name(self, shard: int) -> str:
         return f"sample table {shard} {_COLUMNS} of {self._index.url} {self._version}"
-
-
-def rows(packed: bytes, first: int, stop: int) -> list[dict[str, Any]]:
-    """Rows `first` to `stop` - 1 of a packed table: key, offset, size, frames and checksum of each."""
-    blocks = [unpack(packed, block) for block in range(first // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1)]
-    skipped = first % BLOCK_ROWS
-    found: list[dict[str, Any]] = []
-    for block in blocks:
-        found += block.slice(skipped, stop - first - len(found)).to_pylist()
-        skipped = 0
-    return found

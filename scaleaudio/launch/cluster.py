@@ -82,19 +82,18 @@ def workers(config: LaunchConfig, num_lanes: int) -> tuple[int, bool]:
 
 def slots(config: LaunchConfig, num_workers: int, use_gpu: bool) -> int:
     """How many runs of `num_workers` workers each the cluster has room for as it is now, at least one."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return max(1, _fitting(per_worker(config, use_gpu), alive) // num_workers)
+    return max(1, _fitting(per_worker(config, use_gpu), _alive()) // num_workers)
 
 
 class Machines:
-    """What the machines have that answer, each knocked at once."""
+    """What the machines have that answer, each knocked at once: what it costs to find 1,000 of them is paid once."""
 
     def __init__(self, per_worker: dict[str, float]) -> None:
         """Counts in workers of the resources `per_worker`."""
         self._per_worker = per_worker
         self._answers: dict[str, bool] = {}
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """For how many workers there would be room if nobody else were there; a machine that is to go has none.
 
         From outside of the cluster (ray://) no machine may be in reach: then all count that Ray believes in.
@@ -102,12 +101,16 @@ class Machines:
         leaving: dict[str, int] = {}
         with suppress(RaySystemError, AttributeError):  # outside; or a Ray that tells nobody but itself
             leaving = ray._private.state.state.get_draining_nodes()
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        nodes = [node for node in _alive() if node["NodeID"] not in leaving]
         new = [node for node in nodes if node["NodeID"] not in self._answers]
         with ThreadPoolExecutor(_KNOCKS_AT_ONCE) as pool:
             for node, answer in zip(new, pool.map(answers, new), strict=True):
                 self._answers[node["NodeID"]] = answer
         return _fitting(self._per_worker, [node for node in nodes if self._answers[node["NodeID"]]] or nodes)
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _fitting(per_worker: dict[str, float], nodes: list[dict[str, Any]]) -> int:

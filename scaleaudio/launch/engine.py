@@ -19,7 +19,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 
-from scaleaudio.averaging import Mean
+from scaleaudio.averaging import Mean, message_bytes
 from scaleaudio.schedule import ema_momentum, learning_rate
 from scaleaudio.task import PretrainTask
 from scaleaudio.train import MOMENTS, OptimizerConfig, Stepped, buffers, load_weights, placed, statistics
@@ -70,7 +70,7 @@ class DeepSpeedEngine:
         num = sum(p.numel() for p in self.task.parameters() if p.requires_grad)
         if self.device.type == "cpu":  # where the backward pass would wait for each message
             return {"reduce_bucket_size": min(num, _MOST_ELEMENTS)}
-        return {"overlap_comm": True, "reduce_bucket_size": min(max(num // 16, 1 << 18), _MOST_ELEMENTS)}
+        return {"overlap_comm": True, "reduce_bucket_size": min(message_bytes(4 * num) // 4, _MOST_ELEMENTS)}
 
     def step(self, batch: Batch) -> Stepped:
         """See Engine."""

@@ -108,16 +108,18 @@ def await_places(
     end = best_at + max(stall_seconds, wait_seconds)
     try:
         while True:
-            room = machines.room()
-            places.ask(min(most, room))
-            if not ran_before or room < fewest:  # else Ray tries them on the machine that was lost, and the others wait
+            capacity = machines.capacity()
+            places.ask(min(most, capacity))
+            if (
+                not ran_before or capacity < fewest
+            ):  # else Ray tries them on the machine that was lost, and the others wait
                 places.ask(most)
             ready, now = places.num_ready(), time.monotonic()
             if ready > best:
                 best, best_at = ready, now
             over = now >= end
             stalled = over or now - best_at >= stall_seconds
-            if ready == most or (ready >= fewest and (stalled or (ran_before and ready >= room))):
+            if ready == most or (ready >= fewest and (stalled or (ran_before and ready >= capacity))):
                 return ready
             if over or not on_wait(ready):
                 return 0

@@ -28,7 +28,6 @@ from servers import Gate, RangeHandler, s3_server, web_server
 from scaleaudio.data import fetch, patience, ranges, storage
 from scaleaudio.data import index as index_module
 from scaleaudio.data import shards as shards_module
-from scaleaudio.data import stream as stream_module
 from scaleaudio.data.cache import Cache
 from scaleaudio.data.fetch import Fetcher
 from scaleaudio.data.index import SHARD_SCHEMA, ShardIndex
@@ -362,7 +361,7 @@ def test_what_is_read_ahead_stays_within_its_bytes_and_no_batch_changes(
         again = fetcher.read_ahead(np.arange(8))  # there is room again
         assert sum(member.data is not None for member in again.values()) == 4
         for tight in (1, 5000):
-            monkeypatch.setattr(stream_module, "MAX_HELD_BYTES", tight)
+            monkeypatch.setattr(fetch, "MAX_HELD_BYTES", tight)
             assert_same(read(url), read(str(shards)))
 
 

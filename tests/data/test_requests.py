@@ -137,9 +137,7 @@ def test_the_tables_that_one_worker_read_no_other_of_the_machine_asks_for(
     assert_same(again, first)
 
 
-def test_two_workers_that_fill_a_cache_at_once_read_what_the_shards_hold(
-    shards: Path, gate: Gate, tmp_path: Path
-) -> None:
+def test_streams_that_fill_a_cache_at_once_read_what_the_shards_hold(shards: Path, gate: Gate, tmp_path: Path) -> None:
     found: dict[int, list[Batch]] = {}
 
     def work(worker: int) -> None:

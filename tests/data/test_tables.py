@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaleaudio.data.kept import Kept
-from scaleaudio.data.packed import BLOCK_ROWS, pack
-from scaleaudio.data.tables import rows
+from scaleaudio.data.lru import LRU
+from scaleaudio.data.packed import BLOCK_ROWS, pack, unpack_rows
 
 TABLE = pa.table(
     {
@@ -23,16 +22,16 @@ PACKED = pack(pa.concat_tables([TABLE.slice(0, 5), TABLE.slice(5)]))  # as Parqu
 @given(st.integers(0, len(TABLE) - 1), st.integers(1, len(TABLE)))
 def test_any_rows_of_a_packed_table_are_those_of_the_table(first: int, num: int) -> None:
     stop = min(first + num, len(TABLE))
-    assert rows(PACKED, first, stop) == TABLE.slice(first, stop - first).to_pylist()
+    assert unpack_rows(PACKED, first, stop) == TABLE.slice(first, stop - first).to_pylist()
 
 
 @pytest.mark.parametrize("row", [0, BLOCK_ROWS - 1, BLOCK_ROWS, 2 * BLOCK_ROWS, len(TABLE) - 1])
 def test_a_row_at_the_edge_of_a_block_is_found(row: int) -> None:
-    assert rows(PACKED, row, row + 1) == TABLE.slice(row, 1).to_pylist()
+    assert unpack_rows(PACKED, row, row + 1) == TABLE.slice(row, 1).to_pylist()
 
 
 def test_values_unused_for_longest_go_first_and_the_last_stays_however_large() -> None:
-    kept = Kept[str, int](10)
+    kept = LRU[str, int](10)
     for number, key in enumerate("abc"):
         kept.put(key, number, 4)
     assert [kept.get(key) for key in "abc"] == [None, 1, 2]

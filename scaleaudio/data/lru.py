@@ -10,7 +10,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Kept(Generic[Key, Value]):
+class LRU(Generic[Key, Value]):
     """Values of at most `max_size` together, or one that is larger; meant to be used from several threads at once."""
 
     def __init__(self, max_size: int) -> None:
