@@ -49,7 +49,8 @@ class GradientMean:
     """The mean of the gradients over the workers, in messages that leave while the backward pass goes on.
 
     A message leaves once all gradients of its bucket are there and those before it have left, so that all ranks send in
-    the same order. Buckets depend on the parameters alone: a run that is resumed adds in the same order as before.
+    the same order. Buckets depend on the parameters alone: a run that is resumed adds in the same order as before. All
+    ranks' losses have to depend on the same parameters.
     """
 
     def __init__(self, parameters: list[nn.Parameter], world: World) -> None:

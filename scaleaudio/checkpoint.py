@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from scaleaudio import __version__
-from scaleaudio.collectives import Shared, gather_to_rank_0, on_rank_0
+from scaleaudio.collectives import Shared, gather_to_rank_0, on_rank, portable
 from scaleaudio.data import storage
 from scaleaudio.data.patience import Patience, may_pass
 from scaleaudio.errors import DamageWarning, InputError
@@ -110,7 +110,7 @@ def save(run_url: str, engine: Engine, meta: Meta, patience_seconds: float = PAT
         whole = asdict(meta) | {"parts": [asdict(part) for part, _ in written if part]}
         return _attempt(storage.join(url, "meta.json"), json.dumps(whole, indent=1).encode(), patience)
 
-    if failure := on_rank_0(commit, world):
+    if failure := on_rank(commit, world):
         if world.rank == 0:
             with suppress(OSError):  # what was begun takes space that may be wanting
                 storage.delete_tree(url)
@@ -192,7 +192,10 @@ def read_tensors(
     """
     own, fault = _read_share(url, meta, world)
     faults = gather_to_rank_0(fault, world)
-    on_rank_0(lambda: _raise_first(url, meta, world, filter(None, faults)), world)
+    first = on_rank(lambda: min(filter(None, faults), key=lambda fault: fault.number, default=None), world)
+    if first is not None:
+        reader = first.number % world.size
+        _raise(url, first.error, world, reader, first.host, lambda: _read_part(url, meta.parts[first.number]))
     return Shared(own, world, device)
 
 
@@ -203,21 +206,27 @@ def _read_share(url: str, meta: Meta, world: World) -> tuple[dict[str, Tensor], 
         try:
             own |= safetensors.torch.load(_read_part(url, meta.parts[number]))
         except Exception as error:  # of whatever kind: the other ranks wait to hear of it
-            return {}, _Fault(number, error, socket.gethostname())
+            return {}, _Fault(number, portable(error), socket.gethostname())
     return own, None
 
 
-def _raise_first(url: str, meta: Meta, world: World, faults: Iterable[_Fault]) -> None:
-    """Raises the first of the faults, once rank 0 has found it too: what one rank says tears no checkpoint."""
-    first = min(faults, key=lambda fault: fault.number, default=None)
-    if first is None:
-        return
-    number, error, host = first
-    rank = number % world.size
-    if rank != 0 and isinstance(error, TORN) and not _out_of_reach(url, error):
-        _read_part(url, meta.parts[number])
-        raise OneSidedError(f"worker {rank} on {host} cannot read what worker 0 can: {type(error).__name__}: {error}")
+def _raise(url: str, error: Exception, world: World, reader: int, host: str, read: Callable[[], object]) -> NoReturn:
+    """Raises the error of one rank on all, once a distant one has met it too: one alone tears no checkpoint."""
+    witness = (reader + world.size // 2) % world.size
+    if witness != reader and isinstance(error, TORN) and not _out_of_reach(url, error):
+        on_rank(lambda: bool(read()), world, witness)
+        text = f"worker {reader} on {host} cannot read what worker {witness} can: {type(error).__name__}: {error}"
+        raise OneSidedError(text)
     raise error
+
+
+def _agreed_meta(url: str, world: World) -> Meta:
+    """What the checkpoint says of itself, read by rank 0 for all."""
+    try:
+        return on_rank(partial(read_meta, url), world)
+    except TORN as error:
+        host = on_rank(socket.gethostname, world)
+        _raise(url, error, world, 0, host, partial(read_meta, url))
 
 
 def _read_part(url: str, part: Part) -> bytes:
@@ -268,12 +277,12 @@ def newest(
     """
     passed: list[str] = []
     torn: list[str] = []
-    for url, committed in reversed(on_rank_0(lambda: _listed(run_url), world)):
+    for url, committed in reversed(on_rank(lambda: _listed(run_url), world)):
         if not committed:
             passed.append(f"{url}: torn checkpoint passed over (no meta.json: it was begun and never committed)")
             continue
         try:
-            meta = on_rank_0(partial(read_meta, url), world)
+            meta = _agreed_meta(url, world)
             return meta, read_tensors(url, meta, world, device), passed
         except TORN as error:
             if _out_of_reach(url, error):

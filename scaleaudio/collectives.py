@@ -7,6 +7,7 @@ collective: all workers call it, in the same order.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,21 +22,30 @@ Result = TypeVar("Result")
 _ITEMS_AT_ONCE = 256  # a gather takes W times the memory of the longest list
 
 
-def on_rank_0(action: Callable[[], Result], world: World) -> Result:
-    """What `action()` gives on rank 0, on every rank. What it raises there, every rank raises."""
+def on_rank(action: Callable[[], Result], world: World, rank: int = 0) -> Result:
+    """What `action()` gives on rank 0, or another, on every rank. What it raises there, every rank raises."""
     if world.size == 1:
         return action()
     told: list[Any] = [None, None]
-    if world.rank == 0:
+    if world.rank == rank:
         try:
             told[0] = action()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told, 0)
+            told[1] = portable(error)
+    dist.broadcast_object_list(told, rank)
     if told[1] is not None:
         raise told[1]
     result: Result = told[0]
     return result
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or one with its words where it would not arrive: what cannot be read leaves the others waiting."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def gather_to_rank_0(value: Result, world: World) -> list[Result]:
@@ -85,7 +95,7 @@ class Shared(Mapping[str, Tensor]):
         """This rank holds `own`, other ranks other names."""
         self._own, self._world, self._device = own, world, device or torch.device("cpu")
         held = gather_to_rank_0({name: Held(world.rank, t.dtype, t.shape) for name, t in own.items()}, world)
-        self._places = on_rank_0(lambda: {name: place for places in held for name, place in places.items()}, world)
+        self._places = on_rank(lambda: {name: place for places in held for name, place in places.items()}, world)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, once its holder has sent it."""

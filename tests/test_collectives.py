@@ -12,7 +12,7 @@ import ranks
 import torch
 
 from scaleaudio.bench.scaling import Sent
-from scaleaudio.collectives import Shared, any_rank, gather_items, gather_to_rank_0, on_rank_0
+from scaleaudio.collectives import Shared, any_rank, gather_items, gather_to_rank_0, on_rank
 from scaleaudio.errors import InputError
 from scaleaudio.launch.interval import Interval
 from scaleaudio.train import Stepped, StepReport
@@ -31,6 +31,13 @@ WRONG: list[dict[int, float]] = [{}, {3: math.nan}, {1: math.inf, 2: math.nan}] 
 
 def fail() -> None:
     raise InputError("the lease is another's")
+
+
+def fail_unreadably() -> None:
+    class Odd(Exception):
+        """Arrives nowhere: its class has no place to be found at."""
+
+    raise Odd("a lock")
 
 
 def raised(action: Any) -> str:
@@ -58,8 +65,9 @@ def told(world: World, folder: Path) -> dict[str, Any]:
         all_well = interval({}).first_wrong(world, CPU)
     own = dict(list(TENSORS.items())[world.rank :: world.size])
     return {
-        "by first": on_rank_0(lambda: {"step": 3 + world.rank}, world),
-        "raised": raised(lambda: on_rank_0(fail, world)),
+        "by first": on_rank(lambda: {"step": 3 + world.rank}, world),
+        "raised": raised(lambda: on_rank(fail, world)),
+        "raised unreadably": raised(lambda: on_rank(fail_unreadably, world, 1)),
         "to first": gather_to_rank_0(world.rank**2, world),
         "anybody": any_rank(world.rank == 1, world, CPU),
         "items": gather_items(items, world, CPU),
@@ -84,6 +92,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_what_the_first_finds_all_are_told_and_what_it_raises_all_raise(three: list[dict[str, Any]]) -> None:
     assert [part["by first"] for part in three] == [{"step": 3}] * 3
     assert [part["raised"] for part in three] == ["InputError: the lease is another's"] * 3
+    assert [part["raised unreadably"] for part in three] == ["RuntimeError: Odd: a lock"] * 3
 
 
 def test_what_each_has_to_say_only_the_first_hears(three: list[dict[str, Any]]) -> None:

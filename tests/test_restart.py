@@ -51,9 +51,11 @@ def tear(folder: Path) -> None:
     damage(folder / "meta", "meta.json")
     damage(folder / "all", PARTS[1])
     (folder / "all" / "checkpoints" / "step-00000001" / PARTS[2]).unlink()
-    for here in ("one mount", "other mount"):
+    for here in ("one mount", "other mount", "first's mount", "first's meta"):
         shutil.copytree(whole, folder / here / "run")
     damage(folder / "other mount" / "run", PARTS[2])
+    damage(folder / "first's mount" / "run", PARTS[0])
+    damage(folder / "first's meta" / "run", "meta.json")
 
 
 def trained(world: World) -> PlainEngine:
@@ -69,7 +71,7 @@ def read(run: str, world: World | None = None) -> dict[str, Any]:
     storage.read_bytes = lambda url: asked.append(url.rpartition("/")[2]) or read_bytes(url)  # type: ignore[func-returns-value]
     storage.list_files = lambda url, suffix="": asked.append("listing") or list_files(url, suffix)  # type: ignore[func-returns-value]
     try:
-        found = checkpoint.newest(run, world)
+        found = checkpoint.newest(run, world or World())
         said = {"step": found and found[0].step, "passed": found and found[2]}
         return said | {"tensors": dict(found[1]) if found else {}, "asked": asked}
     except (OSError, ValueError) as error:
@@ -93,6 +95,9 @@ def restart(world: World, folder: Path) -> dict[str, Any]:
     found["engine"] = {name: tensor.clone() for name, tensor in engine.tensors()}
     os.chdir(folder / ("other mount" if world.rank == 2 else "one mount"))
     found["mounts"] = read("run", world)
+    for mount in ("first's mount", "first's meta"):
+        os.chdir(folder / (mount if world.rank == 0 else "one mount"))
+        found[mount] = read("run", world)
     if world.rank == 1:
         os.environ["AWS_ENDPOINT_URL"] = DEAD
     found["away"] = read("s3://bucket/run", world)
@@ -144,13 +149,20 @@ def test_all_find_and_pass_over_what_one_worker_alone_would(
         assert alone["error"].startswith("InputError") and "no checkpoint is whole" in alone["error"]
 
 
-def test_what_one_machine_alone_cannot_read_is_no_torn_checkpoint(three: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("where", "reader", "witness", "why"),
+    [
+        ("mounts", 2, 0, f"TornError: run/{NEWEST}/{PARTS[2]}"),
+        ("first's mount", 0, 1, f"TornError: run/{NEWEST}/{PARTS[0]}"),
+        ("first's meta", 0, 1, "JSONDecodeError: "),
+    ],
+)
+def test_what_one_machine_alone_cannot_read_is_no_torn_checkpoint(
+    where: str, reader: int, witness: int, why: str, three: list[dict[str, Any]]
+) -> None:
+    said = f"OneSidedError: worker {reader} on {socket.gethostname()} cannot read what worker {witness} can: {why}"
     for part in three:
-        error = part["mounts"]["error"]
-        assert error.startswith(
-            f"OneSidedError: worker 2 on {socket.gethostname()} cannot read what worker 0 can: TornError: "
-        )
-        assert f"run/{NEWEST}/{PARTS[2]}" in error
+        assert part[where]["error"].startswith(said)
 
 
 def test_storage_that_does_not_answer_one_is_an_os_error_on_all(three: list[dict[str, Any]]) -> None:

@@ -115,7 +115,7 @@ def _alive() -> list[dict[str, Any]]:
 
 def _fitting(per_worker: dict[str, float], nodes: list[dict[str, Any]]) -> int:
     each = [[node["Resources"].get(name, 0) / need for name, need in per_worker.items()] for node in nodes]
-    return sum(int(min(shares)) for shares in each)
+    return sum(int(min(shares) + 1e-6) for shares in each)  # 33 / 1.1 is less than 30
 
 
 def answers(node: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from scaleaudio.collectives import any_rank, gather_to_rank_0, on_rank_0
+from scaleaudio.collectives import any_rank, gather_to_rank_0, on_rank
 from scaleaudio.train import Stepped, StepReport, check_finite
 from scaleaudio.types import Losses, World
 
@@ -56,7 +56,7 @@ class Interval:
         if not any_rank(found is not None, world, device):
             return None
         told = gather_to_rank_0(found, world)
-        return on_rank_0(lambda: min(filter(None, told)), world)
+        return on_rank(lambda: min(filter(None, told)), world)
 
     def failure(self) -> NotFinite | None:
         """The first step whose loss or gradient is not finite; waits for the device."""

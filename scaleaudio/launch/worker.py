@@ -16,7 +16,7 @@ import torch
 
 from scaleaudio import checkpoint
 from scaleaudio.averaging import average
-from scaleaudio.collectives import gather_items, on_rank_0
+from scaleaudio.collectives import gather_items, on_rank
 from scaleaudio.config import Config
 from scaleaudio.data.fingerprint import check_fingerprint
 from scaleaudio.data.patience import Patience
@@ -79,7 +79,7 @@ def _train(settings: dict[str, Any], watchdog: Watchdog) -> None:
         if world.rank == 0:
             check_tasks(config.probe)
     built = _within_memory(config, world, settings["most_workers"])
-    if on_rank_0(lambda: checkpoint.newest_meta(settings["run_url"]) is not None, world):  # its weights come from there
+    if on_rank(lambda: checkpoint.newest_meta(settings["run_url"]) is not None, world):  # its weights come from there
         built = built.model_copy(update={"init_from": None})
     engine = _engine(built, world, device)
     watchdog.progress()
@@ -147,7 +147,7 @@ class _Run:
         if found is not None:
             meta, tensors, _ = found
             # By rank 0: for a fingerprint the whole index is read.
-            on_rank_0(
+            on_rank(
                 lambda: check_fingerprint(meta.fingerprint, self._stream.fingerprint(), meta.step), self._engine.world
             )
             self._engine.load(tensors, meta.step)
@@ -310,7 +310,7 @@ class _Run:
     def _check_lease(self) -> None:
         """Raises InputError on every rank where another driver has the run now. A collective."""
         with suppress(OSError):  # storage that does not answer takes nothing away
-            on_rank_0(lambda: check_held(self._lease), self._engine.world)
+            on_rank(lambda: check_held(self._lease), self._engine.world)
 
     def _probe(self) -> float | None:
         """The score on the labelled folders, by rank 0. A collective: the weights may lie spread over the ranks."""
