@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
+import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
+import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import web_server
 
+from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.lru import LRU
 from scaleaudio.data.packed import BLOCK_ROWS, pack, unpack_rows
+from scaleaudio.data.scan import index as make_index
+from scaleaudio.data.stream import DataConfig
 
 TABLE = pa.table(
     {
@@ -47,3 +57,23 @@ def test_values_unused_for_longest_go_first_and_the_last_stays_however_large() -
     kept.drop("large")
     kept.put("f", 6, 10)
     assert kept.get("large") is None and kept.get("f") == 6
+
+
+def write_shard(folder: Path, frames: list[int]) -> None:
+    """One shard of noise, and its index without checksums."""
+    with webdataset.TarWriter(str(folder / "0.tar")) as tar:
+        for number, length in enumerate(frames):
+            file = io.BytesIO()
+            soundfile.write(file, np.random.default_rng(number).uniform(-1, 1, length), 8000, format="WAV")
+            tar.write({"__key__": f"k{number}", "wav": file.getvalue()})
+    make_index(str(folder), headers_only=True, replace=True)
+
+
+def test_where_a_server_tells_no_times_no_table_outlives_its_index(tmp_path: Path) -> None:
+    shards, cache = tmp_path / "shards", str(tmp_path / "cache")
+    shards.mkdir()
+    with web_server(shards) as url:
+        for frames in ([800, 3000, 800, 3000], [3000, 800, 3000, 800]):  # names and sizes of both shards are the same
+            write_shard(shards, frames)
+            fetcher = DataConfig(url=url, cache_dir=cache).build_fetcher(ShardIndex.load(url))
+            assert [len(fetcher.load(fetcher.find(row))) for row in range(4)] == [44 + 2 * num for num in frames]

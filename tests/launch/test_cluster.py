@@ -10,7 +10,7 @@ import ray
 
 from scaleaudio.config import Config, LaunchConfig
 from scaleaudio.errors import InputError
-from scaleaudio.launch.cluster import cluster, refuse_relative, workers
+from scaleaudio.launch.cluster import _fitting, cluster, refuse_relative, workers
 from scaleaudio.launch.pretrain import pretrain
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -30,6 +30,11 @@ def test_a_ray_that_is_there_is_used_and_left_running() -> None:
 
 def test_auto_is_one_worker_where_there_is_no_gpu() -> None:
     assert workers(LaunchConfig(), 4) == (1, False)
+
+
+def test_a_machine_has_room_for_as_many_workers_as_its_cores_divide_into() -> None:
+    machines = [{"Resources": {"CPU": cores}} for cores in (33.0, 3.2, 1.0)]
+    assert _fitting({"CPU": 1.1}, machines) == 30 + 2  # 33 / 1.1 is a little less than 30 in floats
 
 
 def test_more_workers_than_this_machine_serves_are_refused_instead_of_waited_for() -> None:
