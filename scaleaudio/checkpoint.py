@@ -214,7 +214,7 @@ def _raise(url: str, error: Exception, world: World, reader: int, host: str, rea
     """Raises the error of one rank on all, once a distant one has met it too: one alone tears no checkpoint."""
     witness = (reader + world.size // 2) % world.size
     if witness != reader and isinstance(error, TORN) and not _out_of_reach(url, error):
-        on_rank(lambda: bool(read()), world, witness)
+        on_rank(lambda: bool(read()), world, witness)  # only whether it can travels
         text = f"worker {reader} on {host} cannot read what worker {witness} can: {type(error).__name__}: {error}"
         raise OneSidedError(text)
     raise error

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,17 @@ import torch
 import yaml
 from torch import nn
 
-from scaleaudio.bench.floor import Counted, Rates, Work, measure_rates, optimizer_bytes
+from scaleaudio.bench.floor import (
+    BFLOAT16,
+    FLOAT32,
+    TF32,
+    Counted,
+    Rates,
+    Work,
+    optimizer_bytes,
+    rates_by_precision,
+    tf32_allowed,
+)
 from scaleaudio.bench.noise import noise
 from scaleaudio.bench.profile import Share, draw, profiled
 from scaleaudio.bench.turns import Spread, Timing, Turn, clocked, machine, ratio, take_turns
@@ -32,7 +41,6 @@ from scaleaudio.types import Batch
 
 EAGER, FUSED, BF16, FED = "eager float32", "+ fused optimizer, TF32", "+ bfloat16", "+ int16 from pinned memory"
 COMPILED, GRAPHS, NEGATIVES = "+ compile", "+ CUDA graphs", "best without compiling, negatives"
-FLOAT32, TF32, BFLOAT16 = "float32", "TF32", "bfloat16"
 STEPS_A_TURN = 4
 
 
@@ -143,7 +151,7 @@ def measure(
 ) -> dict[str, Any]:
     """Every way at every batch, in turns; rates, floors and a profile; as plain data."""
     optimizer = OptimizerConfig()
-    rates = _rates(device)
+    rates = rates_by_precision(device)
     for name, found in rates.items():
         on_line(f"{name}: {found.operations / 1e12:.2f} TFLOP/s, copies {found.bandwidth / 1e9:.0f} GB/s")
     results: list[Result] = []
@@ -181,18 +189,6 @@ def measure(
     }
 
 
-def _rates(device: torch.device) -> dict[str, Rates]:
-    """Each no less than the one before: where the machine is slower at fewer bits, the same can be done with more."""
-    found: dict[str, Rates] = {}
-    least = 0.0
-    for name, dtype in ((FLOAT32, torch.float32), (TF32, torch.float32), (BFLOAT16, torch.bfloat16)):
-        with _tf32(name != FLOAT32):
-            measured = measure_rates(device, dtype)
-        least = max(least, measured.operations)
-        found[name] = measured._replace(operations=least)
-    return found
-
-
 def _result(
     name: str, num: int, own: list[Timing], eager: list[Timing], counted: Mapping[str, tuple[Work, float]], peak: float
 ) -> Result:
@@ -221,7 +217,7 @@ def _steps(engine: Any, batch: Batch, *, tf32: bool) -> Turn:
                 now = replace(batch, step=step)
                 engine.step(now if straightforward else now.to(engine.device))
 
-        with _tf32(tf32):
+        with tf32_allowed(tf32):
             return clocked(take, engine.device).over(STEPS_A_TURN)
 
     return turn
@@ -240,16 +236,6 @@ def _watched(turn: Turn, name: str, peaks: dict[str, float], device: torch.devic
         return timing
 
     return watched
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _changed(config: TaskConfig, changes: Mapping[str, Any]) -> TaskConfig:

@@ -11,7 +11,8 @@ and the traffic of a step that runs every operation by itself stands beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+FLOAT32, TF32, BFLOAT16 = "float32", "TF32", "bfloat16"
 _ADAM_PASSES = 7  # weight, gradient and two moments read; weight and two moments written
 
 
@@ -80,6 +82,29 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def optimizer_bytes(num_trained: int, num_target: int) -> int:
     """What AdamW and an EMA target have to read and write in a step."""
     return 4 * (_ADAM_PASSES * num_trained + 3 * num_target)
+
+
+def rates_by_precision(device: torch.device) -> dict[str, Rates]:
+    """Of float32, TF32 and bfloat16; none less than the one before, as fewer bits' work can be done with more."""
+    found: dict[str, Rates] = {}
+    least = 0.0
+    for name, dtype in ((FLOAT32, torch.float32), (TF32, torch.float32), (BFLOAT16, torch.bfloat16)):
+        with tf32_allowed(name != FLOAT32):
+            measured = measure_rates(device, dtype)
+        least = max(least, measured.operations)
+        found[name] = measured._replace(operations=least)
+    return found
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may round the factors of float32 products to TF32, while the block runs."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:

@@ -23,7 +23,7 @@ import soundfile
 import torch
 import webdataset
 from pyarrow import fs
-from servers import Gate, RangeHandler, s3_server, web_server
+from servers import Gate, RangeHandler, gate_before, s3_server, web_server
 
 from scaleaudio.data import fetch, patience, ranges, storage
 from scaleaudio.data import index as index_module
@@ -67,14 +67,8 @@ def server(shards: Path) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture
 def gate(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """A gate of this test's own before the server."""
-    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
-    gate = Gate(*server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
-    try:
+    with gate_before(server, monkeypatch) as gate:
         yield gate
-    finally:
-        gate.close()
 
 
 def read(url: str, num_steps: int = 5, **keys: Any) -> list[Batch]:

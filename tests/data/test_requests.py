@@ -15,9 +15,9 @@ import pytest
 import soundfile
 import torch
 import webdataset
-from servers import Gate, s3_server
+from servers import Gate, gate_before, s3_server
 
-from scaleaudio.data import fetch, patience, storage
+from scaleaudio.data import fetch, storage
 from scaleaudio.data.index import ShardIndex
 from scaleaudio.data.scan import index as make_index
 from scaleaudio.data.stream import DataConfig, Stream
@@ -54,13 +54,8 @@ def server() -> Iterator[tuple[str, int]]:
 
 @pytest.fixture
 def gate(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
-    gate = Gate(*server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
-    try:
+    with gate_before(server, monkeypatch) as gate:
         yield gate
-    finally:
-        gate.close()
 
 
 @pytest.fixture

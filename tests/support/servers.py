@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from scaleaudio.data import patience
+
 
 @contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator[tuple[str, int]]:
@@ -140,6 +142,18 @@ class Away:
                     threading.Thread(target=_pour, args=(server, client), daemon=True).start()
                     while (data := client.recv(1 << 16)) and self._back.is_set():
                         server.sendall(data)
+
+
+@contextmanager
+def gate_before(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate before an S3 server, by which `s3://` urls go; what fails is tried again at once."""
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.01)
+    gate = Gate(*server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
+    try:
+        yield gate
+    finally:
+        gate.close()
 
 
 @contextmanager
